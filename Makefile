@@ -1,0 +1,52 @@
+# Everything a developer types. Each target sets up first what it needs; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo psql test lint unit integration molecule bench changelog lock clean
+
+PY := .venv/bin/python
+READY := .cache/.ready
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and .collections (does only what is missing)
+	@$(PY) tools/install_collections.py
+
+$(READY): requirements/dev.txt requirements/collections.yml requirements/collections.txt tools/setup.sh tools/install_collections.py
+	@bash tools/setup.sh
+	@touch $@
+
+demo: setup ## migrate a real PostgreSQL database with the reference case
+	@$(PY) tools/demo.py run
+
+psql: setup ## look at the demo's database
+	@$(PY) tools/demo.py psql
+
+test: setup ## run every check and every test
+	@$(PY) tools/run_tests.py
+
+lint: setup ## run the static checks only
+	@$(PY) tools/run_tests.py --stage lint --stage sanity
+
+unit: setup ## run the unit tests
+	@$(PY) tools/run_tests.py --stage unit
+
+integration: setup ## run the tests against every PostgreSQL major
+	@$(PY) tools/run_tests.py --stage integration
+
+molecule: setup ## run the scenario on containers with systemd
+	@$(PY) tools/run_tests.py --stage molecule
+
+bench: setup ## measure the transformation against its references
+	@$(PY) tools/bench.py
+
+changelog: setup ## rewrite CHANGELOG.rst from changelogs/
+	@.venv/bin/antsibull-changelog generate
+
+lock: ## compile requirements/*.in into the locks
+	@bash tools/lock.sh
+
+clean: ## remove everything made here, servers and their data included
+	@if [ -x $(PY) ]; then $(PY) tools/embedded_postgres.py clean; fi
+	@rm -rf .venv .collections .cache .pytest_cache .ruff_cache .hypothesis .ansible tests/output *.tar.gz
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
