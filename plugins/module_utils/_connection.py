@@ -14,6 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors impo
 try:
     import psycopg2
     import psycopg2.errorcodes
+    import psycopg2.extensions
     import psycopg2.extras
     from psycopg2 import sql
 except ImportError:  # reported once, by UnifiedUserModule, with the interpreter's path
@@ -102,16 +103,31 @@ class Database:
             raise
         self.execute("COMMIT")
 
-    def blocking_sessions(self, process_id: int) -> list[str]:
-        """Describe the sessions that a backend waits for: process id, application, state and age, never the query."""
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, failed or not."""
+        return self.connection.get_transaction_status() != psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+    def lock_holders(self, relations: list[str]) -> list[str]:
+        """Describe the other sessions that hold a lock which keeps writers or DDL of a table waiting.
+
+        Args:
+            relations: quoted, qualified table names, as ``regclass`` reads them.
+
+        Returns:
+            Process id, application, state and age of each, oldest first; never its query.
+        """
         return [
             f"pid {row['pid']} ({row['application']}, {row['state']}, transaction open for {row['age']} s)"
             for row in self.rows(
-                "SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed application') AS application,"
-                " coalesce(a.state, 'background') AS state,"
+                "SELECT a.pid, coalesce(nullif(a.application_name, ''), a.backend_type) AS application,"
+                " coalesce(a.state, 'active') AS state,"
                 " coalesce(extract(epoch FROM clock_timestamp() - a.xact_start)::int, 0) AS age"
-                " FROM pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids(%s)) ORDER BY a.xact_start",
-                (process_id,),
+                " FROM pg_stat_activity AS a WHERE a.pid <> pg_backend_pid() AND EXISTS (SELECT FROM pg_locks AS l"
+                " WHERE l.pid = a.pid AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')"
+                " AND l.relation = ANY (SELECT to_regclass(name) FROM unnest(%s) AS name))"
+                " ORDER BY a.xact_start",
+                (relations,),
             )
         ]
 

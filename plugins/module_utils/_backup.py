@@ -1,0 +1,294 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Taking a backup: a dump, row counts, content sums and the catalogue, all of one snapshot, under live writes."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import (
+    DUMP_NAMES,
+    MANIFEST,
+    MANIFEST_VERSION,
+    Workplace,
+    explaining,
+    free_bytes,
+    list_files,
+    planned_name,
+    sha256_of_files,
+    utc,
+    write_json,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
+    Child,
+    Program,
+    child_environment,
+    ending_in_order,
+    find_program,
+    running,
+    write_service_file,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import (
+    Database,
+    connect,
+    describe,
+    psycopg2,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import (
+    fix_text_form,
+    list_tables,
+    lock_tables,
+    measure_rows,
+    read_catalogue,
+    read_sequences,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
+
+_PROPERTIES = """
+SELECT d.datname AS name, pg_encoding_to_char(d.encoding) AS encoding, d.datcollate AS collate, d.datctype AS ctype,
+       coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') AS provider,
+       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
+       to_jsonb(d) ->> 'daticurules' AS icu_rules,
+       pg_database_size(d.oid) AS size_bytes
+FROM pg_database AS d WHERE d.datname = current_database()
+"""
+
+_ADVICE = (
+    ("permission denied", "Connect as a role that may read every table, e.g. a member of pg_read_all_data, or set session_role"),
+    ("row-level security", "Connect as the owner of the tables or as a role with BYPASSRLS"),
+    ("No space left", "Free disk space or set another directory, then run the same command again"),
+    ("statement timeout", "Let the session that holds the lock finish, or raise lock_wait_timeout, then run the same command again"),
+    ("lock timeout", "Let the session that holds the lock finish, or raise lock_wait_timeout, then run the same command again"),
+    ("could not obtain lock", "Let the session that holds the lock finish, then run the same command again"),
+    ("server version mismatch", "Install the client package of the server's major or set bin_dir"),
+)
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """What decides how a backup is taken.
+
+    Attributes:
+        directory: where backups are kept.
+        format: ``directory`` or ``custom``; ``plain`` is refused.
+        jobs: parallel workers of the directory format.
+        compression_level: of gzip, 0 to 9.
+        minimum_bytes: a smaller dump is a failure.
+        required_bytes: free disk to ask for; None for the size of the database.
+        lock_wait_timeout: how long to wait for a table that is locked exclusively, in seconds.
+        bin_dir: the directory of pg_dump; None to search for one that fits the server.
+    """
+
+    directory: str
+    format: str
+    jobs: int
+    compression_level: int
+    minimum_bytes: int
+    required_bytes: int | None
+    lock_wait_timeout: float
+    bin_dir: str | None
+
+    def __post_init__(self) -> None:
+        if self.format == "plain":
+            raise UnifiedUserError(
+                "take a backup in plain format",
+                "pg_restore cannot read a plain SQL dump, so nobody could prove it or go back with it",
+                "Set format (backup_format) to directory or custom; pg_restore --file turns either into SQL whenever it is wanted",
+            )
+        if self.jobs < 1 or not 0 <= self.compression_level <= 9:
+            raise UnifiedUserError(
+                "take a backup", "jobs must be at least 1 and compression_level between 0 and 9", "Correct these options"
+            )
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, Any]) -> BackupOptions:
+        """Take the options out of module parameters."""
+        return cls(**{name: parameters[name] for name in cls.__dataclass_fields__})
+
+
+def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Dump a database into a new directory below the one for backups, with a manifest to prove it by.
+
+    Args:
+        parameters: module parameters: connection options and those of `BackupOptions`.
+        check_mode: look at everything that would stop it, and only say what would be done.
+
+    Returns:
+        What the module returns.
+
+    Raises:
+        UnifiedUserError: nothing was left that looks like a backup.
+    """
+    options = BackupOptions.from_parameters(parameters)
+    started = time.monotonic()
+    database = connect(parameters)
+    try:
+        properties = database.row(_PROPERTIES)
+        server = {"version": database.value("SHOW server_version"), "major": database.connection.server_version // 10000}
+        program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir (backup_bin_dir)")
+        _check_disk(options, properties)
+        result = {
+            "changed": True,
+            "planned": check_mode,
+            "database": properties["name"],
+            "server_version": server["version"],
+            "client_version": program.version,
+        }
+        if check_mode:
+            path = os.path.join(os.path.abspath(options.directory), planned_name(properties["name"]))
+            return {**result, "path": path, "executed_queries": database.executed_queries}
+        with ending_in_order(), explaining(f"write a backup below {options.directory}"):
+            workplace = Workplace(options.directory, properties["name"])
+            try:
+                manifest = _fill(workplace, database, parameters, options, program, properties, server, started)
+                path = workplace.publish()
+            finally:
+                workplace.close()
+        return {
+            **result,
+            "path": path,
+            "manifest": os.path.join(path, MANIFEST),
+            "sha256": manifest["sha256"],
+            "size_bytes": manifest["size_bytes"],
+            "snapshot_time": manifest["snapshot_time"],
+            "tables": [{"name": table["name"], "rows": table["rows"]} for table in manifest["tables"]],
+            "rows": sum(table["rows"] for table in manifest["tables"]),
+            "removed_leftovers": workplace.leftovers,
+            "duration_ms": manifest["duration_ms"],
+            "executed_queries": database.executed_queries,
+        }
+    finally:
+        database.close()
+
+
+def _check_disk(options: BackupOptions, properties: dict[str, Any]) -> None:
+    needed = properties["size_bytes"] if options.required_bytes is None else options.required_bytes
+    with explaining(f"look for free disk at {options.directory}"):
+        available = free_bytes(options.directory)
+    if available < needed:
+        raise UnifiedUserError(
+            f"back up database {properties['name']} into {options.directory}",
+            f"{needed} bytes of free disk are needed (the database has {properties['size_bytes']}), {available} are available",
+            "Free space, set another directory, or set required_bytes (backup_required_bytes) if you know that the dump is smaller",
+            needed_bytes=needed,
+            available_bytes=available,
+        )
+
+
+def _fill(
+    workplace: Workplace,
+    database: Database,
+    parameters: dict[str, Any],
+    options: BackupOptions,
+    program: Program,
+    properties: dict[str, Any],
+    server: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    """Make the dump and the manifest in the workplace and return the manifest."""
+    contents = _dump(workplace, database, parameters, options, program, properties["name"])
+    files = list_files(workplace.path, DUMP_NAMES[options.format])
+    size = sum(file["size"] for file in files)
+    if size < options.minimum_bytes:
+        raise UnifiedUserError(
+            f"accept the dump of database {properties['name']}",
+            f"it has {size} bytes, fewer than the {options.minimum_bytes} that a backup of a real database has",
+            "Check that login_db names the right database; for a small one lower minimum_bytes (backup_minimum_bytes)",
+            size_bytes=size,
+        )
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "collection_version": COLLECTION_VERSION,
+        "database": properties["name"],
+        "properties": properties,
+        "server": server,
+        "client_version": program.version,
+        "format": options.format,
+        **contents,
+        "files": files,
+        "sha256": sha256_of_files(files),
+        "size_bytes": size,
+        "finished_at": utc(time.time()),
+        "duration_ms": int((time.monotonic() - started) * 1000),
+    }
+    write_json(os.path.join(workplace.path, MANIFEST), manifest)
+    return manifest
+
+
+def _dump(
+    workplace: Workplace,
+    database: Database,
+    parameters: dict[str, Any],
+    options: BackupOptions,
+    program: Program,
+    name: str,
+) -> dict[str, Any]:
+    """Run pg_dump on an exported snapshot and measure the same snapshot beside it; return what was measured."""
+    action = f"dump database {name}"
+    environment, rest = child_environment(parameters, database)
+    service_file = os.path.join(workplace.path, "service.conf")
+    environment.update(write_service_file(service_file, rest))
+    mask = os.umask(0o077)
+    try:
+        with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+            fix_text_form(database)
+            snapshot = database.row(
+                "SELECT pg_export_snapshot() AS id,"
+                " to_char(transaction_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS time"
+            )
+            tables = list_tables(database)
+            lock_tables(database, tables, options.lock_wait_timeout)
+            contents = {
+                "snapshot_time": snapshot["time"],
+                "sequences": read_sequences(database),
+                "catalogue": read_catalogue(database),
+            }
+            arguments = _arguments(options, parameters, snapshot["id"], os.path.join(workplace.path, DUMP_NAMES[options.format]))
+            with running(program, arguments, environment, [workplace.descriptor]) as child:
+                contents["tables"] = measure_rows(database, tables, lambda: _stop_if_failed(child, action))
+                _stop_if_complained(child, action)
+    except psycopg2.Error as error:
+        raise UnifiedUserError(action, describe(error), _next_step(str(error))) from error
+    finally:
+        os.umask(mask)
+    if rest:
+        os.unlink(service_file)
+    return contents
+
+
+def _arguments(options: BackupOptions, parameters: dict[str, Any], snapshot: str, target: str) -> list[str]:
+    arguments = [
+        f"--format={options.format}",
+        f"--snapshot={snapshot}",
+        f"--compress={options.compression_level}",
+        f"--lock-wait-timeout={int(options.lock_wait_timeout * 1000)}",
+        f"--file={target}",
+        "--no-password",
+    ]
+    if options.format == "directory":
+        arguments.append(f"--jobs={options.jobs}")
+    if parameters.get("session_role"):
+        arguments.append(f"--role={parameters['session_role']}")
+    return arguments
+
+
+def _stop_if_failed(child: Child, action: str) -> None:
+    if child.failed():
+        _stop_if_complained(child, action)
+
+
+def _stop_if_complained(child: Child, action: str) -> None:
+    complaint = child.wait()
+    if complaint:
+        raise UnifiedUserError(action, complaint, _next_step(complaint))
+
+
+def _next_step(cause: str) -> str:
+    for sign, advice in _ADVICE:
+        if sign.lower() in cause.lower():
+            return advice
+    return "Put the cause right and run the same command again"

@@ -1,0 +1,375 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A backup on disk: one directory with the dump, its manifest, and the proof that this very dump was restored.
+
+``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``manifest.json`` and, once proven, ``proof.json``. While it
+is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from typing import Any, Iterator
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+PROOF = "proof.json"
+#: Format of pg_dump -> where the dump lies in the backup's directory.
+DUMP_NAMES = {"directory": "dump", "custom": "database.dump"}
+
+_NEEDED_KEYS = {
+    "database": str,
+    "format": str,
+    "properties": dict,
+    "server": dict,
+    "client_version": str,
+    "snapshot_time": str,
+    "tables": list,
+    "sequences": dict,
+    "catalogue": dict,
+    "files": list,
+    "sha256": str,
+}
+_BLOCK = 1 << 20
+_SHOWN = 5
+
+
+def utc(seconds: float) -> str:
+    """Return an ISO 8601 time in UTC for seconds since the epoch."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+@contextlib.contextmanager
+def explaining(action: str) -> Iterator[None]:
+    """Turn an operating system's error inside the block into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UnifiedUserError(
+            action,
+            f"{error.strerror or error} ({error.filename or 'no file named'})",
+            "Check free space and that the user this module runs as may write there, then run the same command again",
+        ) from error
+
+
+def sha256_of_file(path: str) -> str:
+    """Return the hex digest of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_files(files: list[dict[str, Any]]) -> str:
+    """Return the one digest of a backup: over its list of files, sorted, in the form that ``sha256sum`` prints."""
+    lines = "".join(f"{file['sha256']}  {file['name']}\n" for file in sorted(files, key=lambda file: file["name"]))
+    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+
+
+def list_files(directory: str, dump: str) -> list[dict[str, Any]]:
+    """Describe every file of a dump: name relative to the backup's directory, size in bytes, sha256. Sorted by name."""
+    path = os.path.join(directory, dump)
+    paths = [path]
+    if os.path.isdir(path):
+        paths = [os.path.join(parent, name) for parent, _folders, names in os.walk(path) for name in names]
+    return [
+        {"name": os.path.relpath(file, directory), "size": os.path.getsize(file), "sha256": sha256_of_file(file)}
+        for file in sorted(paths)
+    ]
+
+
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Replace a JSON file at once, mode 0600, safely on disk before the name is."""
+    temporary = path + ".partial"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(directory: str) -> int:
+    """Return how many bytes an ordinary user may still write below a directory that need not exist yet."""
+    path = os.path.abspath(directory)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+class Workplace:
+    """The hidden directory in which a backup is made.
+
+    Attributes:
+        path: the directory, mode 0700.
+        descriptor: open on it, with the lock that says somebody is still at work; children inherit it.
+        leftovers: names of what earlier, killed runs left and this one removed.
+    """
+
+    def __init__(self, directory: str, database: str) -> None:
+        self.directory = os.path.abspath(directory)
+        self._prepare_directory()
+        with self._alone():
+            self.leftovers = self._remove_leftovers()
+            self.name = self._free_name(database)
+            self.path = os.path.join(self.directory, f".{self.name}.partial")
+            os.mkdir(self.path, 0o700)
+            self.descriptor = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+
+    def _prepare_directory(self) -> None:
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        mode = os.stat(self.directory).st_mode
+        if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+            raise UnifiedUserError(
+                f"write a backup below {self.directory}",
+                f"others may write there (mode {stat.S_IMODE(mode):04o}) and could exchange it",
+                f"Run chmod 0700 {self.directory} or choose another directory",
+            )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _remove_leftovers(self) -> list[str]:
+        removed = []
+        for name in sorted(os.listdir(self.directory)):
+            path = os.path.join(self.directory, name)
+            if not (name.startswith(".") and name.endswith(".partial") and os.path.isdir(path)):
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+                removed.append(name)
+            except BlockingIOError:
+                pass  # its run, or a pg_dump that outlived it, is still at work
+            finally:
+                os.close(descriptor)
+        return removed
+
+    def _free_name(self, database: str) -> str:
+        while True:
+            name = planned_name(database)
+            taken = (name, f".{name}.partial")
+            if not any(os.path.lexists(os.path.join(self.directory, candidate)) for candidate in taken):
+                return name
+            time.sleep(0.1)
+
+    def publish(self) -> str:
+        """Give the finished backup its name and return its path."""
+        path = os.path.join(self.directory, self.name)
+        os.rename(self.path, path)
+        _sync_directory(self.directory)
+        return path
+
+    def close(self) -> None:
+        """Release the lock, and remove the directory unless it was published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.descriptor)
+
+
+def planned_name(database: str) -> str:
+    """Return ``<database>-<UTC time>``, with what file systems or shells dislike replaced by underscores."""
+    safe = re.sub(r"^[.-]|[^A-Za-z0-9_.-]", "_", database)
+    return f"{safe}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+
+
+class Backup:
+    """A finished backup and what its manifest says. Use `load` or `newest`.
+
+    Attributes:
+        path: its directory.
+        manifest: the parsed manifest.
+        manifest_sha256: digest of the manifest's bytes.
+    """
+
+    def __init__(self, path: str, manifest: dict[str, Any], manifest_sha256: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.manifest_sha256 = manifest_sha256
+
+    @classmethod
+    def load(cls, path: str) -> Backup:
+        """Read a backup's manifest.
+
+        Raises:
+            UnifiedUserError: there is no such directory, no manifest in it, or one that contradicts itself.
+        """
+        path = os.path.abspath(path)
+        action = f"read backup {path}"
+        if not os.path.isdir(path):
+            raise UnifiedUserError(action, "there is no such directory", "Give the directory that holds manifest.json")
+        try:
+            with open(os.path.join(path, MANIFEST), "rb") as file:
+                content = file.read()
+            manifest = json.loads(content.decode("utf-8"))
+        except FileNotFoundError as error:
+            raise UnifiedUserError(
+                action, f"it has no {MANIFEST}, so it is not a finished backup of this collection", "Take a new backup"
+            ) from error
+        except OSError as error:
+            raise UnifiedUserError(
+                action, f"{error.strerror} ({error.filename})", "Run this as the user who made the backup"
+            ) from error
+        except ValueError as error:
+            raise UnifiedUserError(action, f"{MANIFEST} is damaged: it is not JSON", "Use another backup or take a new one") from error
+        cls._check(action, manifest)
+        return cls(path, manifest, hashlib.sha256(content).hexdigest())
+
+    @staticmethod
+    def _check(action: str, manifest: Any) -> None:
+        advice = "Use another backup or take a new one"
+        version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
+        if version != MANIFEST_VERSION:
+            raise UnifiedUserError(
+                action, f"{MANIFEST} has version {version!r}, this release reads version {MANIFEST_VERSION}",
+                "Use the release of the collection that made the backup, or take a new one",
+            )
+        for key, kind in _NEEDED_KEYS.items():
+            if not isinstance(manifest.get(key), kind):
+                raise UnifiedUserError(action, f"{MANIFEST} is damaged: {key} is missing or malformed", advice)
+        well_formed = all(
+            isinstance(file, dict) and {"name", "size", "sha256"} <= set(file) and _stays_inside(file["name"])
+            for file in manifest["files"]
+        )
+        if manifest["format"] not in DUMP_NAMES or not manifest["files"] or not well_formed:
+            raise UnifiedUserError(action, f"{MANIFEST} is damaged: its format or its list of files is malformed", advice)
+        if sha256_of_files(manifest["files"]) != manifest["sha256"]:
+            raise UnifiedUserError(action, f"{MANIFEST} contradicts itself: its digest is not that of its list of files", advice)
+
+    @property
+    def dump_path(self) -> str:
+        """The file or directory that pg_restore reads."""
+        return os.path.join(self.path, DUMP_NAMES[self.manifest["format"]])
+
+    def verify_files(self) -> None:
+        """Read every file of the dump and compare it with the manifest.
+
+        Raises:
+            UnifiedUserError: naming the files that are missing, empty, truncated, altered or should not be there.
+        """
+        expected = {file["name"]: file for file in self.manifest["files"]}
+        with explaining(f"read backup {self.path}"):
+            found = list_files(self.path, DUMP_NAMES[self.manifest["format"]]) if os.path.exists(self.dump_path) else []
+        present = {file["name"]: file for file in found}
+        problems = [f"{name} is not in the manifest" for name in sorted({*present} - {*expected})]
+        for name, want in expected.items():
+            have = present.get(name)
+            if have is None:
+                problems.append(f"{name} is missing")
+            elif have["size"] == 0 and want["size"]:
+                problems.append(f"{name} is empty")
+            elif have["size"] != want["size"]:
+                problems.append(f"{name} has {have['size']} bytes instead of {want['size']}")
+            elif have["sha256"] != want["sha256"]:
+                problems.append(f"{name} was altered (its sha256 differs)")
+        if problems:
+            shown = "; ".join(problems[:_SHOWN])
+            more = len(problems) - _SHOWN
+            raise UnifiedUserError(
+                f"trust backup {self.path}",
+                shown + (f"; and {more} more" if more > 0 else ""),
+                "Copy it again from another place or take a new backup; do not rely on this one",
+                problems=problems,
+            )
+
+    def proof(self) -> dict[str, Any] | None:
+        """Return the proof that this very dump was restored and compared; None if there is none or it is of another dump."""
+        try:
+            with open(os.path.join(self.path, PROOF), encoding="utf-8") as file:
+                proof = json.load(file)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(proof, dict) or proof.get("proven") is not True:
+            return None
+        same = proof.get("sha256") == self.manifest["sha256"] and proof.get("manifest_sha256") == self.manifest_sha256
+        return proof if same else None
+
+    def require_proof(self, database: str) -> dict[str, Any]:
+        """Return the proof of a backup that is about to be relied on.
+
+        Raises:
+            UnifiedUserError: it was never proven, or what was proven is another dump, or it is of another database.
+        """
+        action = f"go back to backup {self.path}"
+        if self.manifest["database"] != database:
+            raise UnifiedUserError(action, f"it is a backup of database {self.manifest['database']}, not of {database}", "Choose a backup of this database")
+        proof = self.proof()
+        if proof:
+            return proof
+        cause = "no restore test has proven it"
+        if os.path.exists(os.path.join(self.path, PROOF)):
+            cause = f"its {PROOF} is about another dump: the sha256 proven is not that of the files here"
+        raise UnifiedUserError(
+            action, cause, "Prove it first with the module database_restore, state tested (role restore_test), or choose a proven one"
+        )
+
+    def write_proof(self, facts: dict[str, Any]) -> str:
+        """Write the proof beside the manifest and return its path."""
+        path = os.path.join(self.path, PROOF)
+        write_json(path, {"proven": True, "sha256": self.manifest["sha256"], "manifest_sha256": self.manifest_sha256, **facts})
+        return path
+
+    def withdraw_proof(self) -> None:
+        """Remove the proof: this dump has been restored and was not what the manifest says."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.path, PROOF))
+
+
+def _stays_inside(name: Any) -> bool:
+    return isinstance(name, str) and not os.path.isabs(name) and ".." not in name.split(os.sep)
+
+
+def newest(directory: str, database: str, proven: bool) -> Backup:
+    """Find the newest backup of a database.
+
+    Args:
+        directory: what holds the backups' directories.
+        database: the database's name.
+        proven: take only one that a restore test has proven.
+
+    Raises:
+        UnifiedUserError: there is none.
+    """
+    found = []
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
+        if name.startswith(".") or not os.path.isfile(os.path.join(directory, name, MANIFEST)):
+            continue
+        with contextlib.suppress(UnifiedUserError):
+            backup = Backup.load(os.path.join(directory, name))
+            if backup.manifest["database"] == database and (not proven or backup.proof()):
+                found.append(backup)
+    if not found:
+        raise UnifiedUserError(
+            f"find a {'proven ' if proven else ''}backup of database {database}",
+            f"there is none below {directory}",
+            "Set the path of one" + (", or prove an existing one with the module database_restore, state tested" if proven else ", or take one"),
+        )
+    return max(found, key=lambda backup: (backup.manifest["snapshot_time"], backup.path))

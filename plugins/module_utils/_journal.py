@@ -1,0 +1,165 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The journal: what the migration remembers in the database, in a schema of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any, Iterator
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
+
+SCHEMA = "unified_user_journal"
+
+#: Key of the session-level advisory lock that keeps two runs apart; chosen once, by chance.
+LOCK_KEY = 5077220411
+
+# Text columns keep the default collation: comparisons with application columns then find their indexes.
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS unified_user_journal;
+CREATE TABLE IF NOT EXISTS unified_user_journal.run (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    strategy text NOT NULL,
+    application_schema text NOT NULL,
+    policies jsonb NOT NULL,
+    mapping jsonb NOT NULL,
+    state text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'finished', 'aborted')),
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    summary jsonb
+);
+CREATE UNIQUE INDEX IF NOT EXISTS run_current ON unified_user_journal.run ((true)) WHERE state <> 'aborted';
+CREATE TABLE IF NOT EXISTS unified_user_journal.identity_map (
+    source_table text NOT NULL,
+    source_id text NOT NULL,
+    user_id text NOT NULL,
+    identity_key text NOT NULL,
+    CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.quarantine (
+    source_table text NOT NULL,
+    source_id text NOT NULL,
+    reason text NOT NULL,
+    "row" jsonb NOT NULL,
+    CONSTRAINT quarantine_pkey PRIMARY KEY (source_table, source_id)
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down (
+    position integer PRIMARY KEY,
+    table_name text NOT NULL,
+    name text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('constraint', 'index')),
+    definition text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down_catalogue (
+    fingerprint jsonb NOT NULL
+);
+"""
+
+
+def exists(database: Database) -> bool:
+    """Return whether this database has a journal."""
+    return database.value("SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.run",))
+
+
+def create(database: Database) -> None:
+    """Create what the journal lacks. Repeatable."""
+    database.execute(_TABLES)
+
+
+def drop(database: Database) -> None:
+    """Drop the journal with everything in it."""
+    database.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+
+
+def current_run(database: Database) -> dict[str, Any] | None:
+    """Return the run that is under way or finished, or None. Aborted runs are history.
+
+    Returns:
+        A dict with ``id, strategy, application_schema, policies, mapping, state, started_at, finished_at, summary``.
+    """
+    if not exists(database):
+        return None
+    return database.row(f"SELECT * FROM {SCHEMA}.run WHERE state <> 'aborted'")
+
+
+def start_run(database: Database, strategy: str, schema: str, policies: dict, mapping: dict) -> dict[str, Any]:
+    """Return the current run, made when there is none. A resumed run keeps its first start."""
+    run = current_run(database)
+    if run:
+        return run
+    return database.row(
+        f"INSERT INTO {SCHEMA}.run (strategy, application_schema, policies, mapping) VALUES (%s, %s, %s, %s) RETURNING *",
+        (strategy, schema, json.dumps(policies), json.dumps(mapping)),
+    )
+
+
+def finish_run(database: Database, run_id: int, summary: dict) -> None:
+    """Mark a run as finished, with what it did."""
+    database.execute(
+        f"UPDATE {SCHEMA}.run SET state = 'finished', finished_at = clock_timestamp(), summary = %s WHERE id = %s",
+        (json.dumps(summary), run_id),
+    )
+
+
+@contextlib.contextmanager
+def exclusive(database: Database, wait: float = 10.0) -> Iterator[None]:
+    """Hold the lock that keeps two runs apart, for the duration of the block.
+
+    Args:
+        database: the session that will hold it.
+        wait: how long to wait for another run, in seconds; a killed one's session needs a moment to notice.
+
+    Raises:
+        UnifiedUserError: another session holds it; names its process id.
+    """
+    deadline = time.monotonic() + wait
+    while not database.value("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)):
+        if time.monotonic() > deadline:
+            holder = database.row(
+                "SELECT a.pid, a.application_name, a.backend_start::timestamptz(0)::text AS since"
+                " FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
+                " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+                " AND (l.classid::bigint << 32) + l.objid::bigint = %s AND l.database ="
+                " (SELECT oid FROM pg_database WHERE datname = current_database())",
+                (LOCK_KEY,),
+            )
+            who = f"pid {holder['pid']} ({holder['application_name']}, since {holder['since']})" if holder else "another session"
+            raise UnifiedUserError(
+                "start the run",
+                f"another run holds the migration lock: {who}",
+                "Wait for it to end; if its client is gone, end the session with pg_terminate_backend(pid) and run again",
+            )
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        # A lost connection has given the lock back already.
+        if not database.connection.closed:
+            database.value("SELECT pg_advisory_unlock(%s)", (LOCK_KEY,))
+
+
+def fill_identity_map(database: Database, select) -> int:
+    """Fill the empty identity map from a SELECT, its index built afterwards. Returns the number of rows."""
+    database.execute(f"ALTER TABLE {SCHEMA}.identity_map DROP CONSTRAINT identity_map_pkey")
+    rows = database.execute(
+        compose("INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}", {"select": select})
+    )
+    database.execute(f"ALTER TABLE {SCHEMA}.identity_map ADD CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)")
+    return rows
+
+
+def fill_quarantine(database: Database, select) -> int:
+    """Put the rows of a SELECT (source_table, source_id, reason, row) into quarantine. Returns their number."""
+    return database.execute(
+        compose('INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row") {select}', {"select": select})
+    )
+
+
+def abort_run(database: Database) -> None:
+    """Forget where rows went, and make the current run history."""
+    database.execute(f"TRUNCATE {SCHEMA}.identity_map, {SCHEMA}.quarantine")
+    database.execute(f"UPDATE {SCHEMA}.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")

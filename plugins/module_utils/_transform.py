@@ -1,0 +1,393 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The atomic copy: everything the projection calls for, in one transaction, proven before it commits, and its undoing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Iterator
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema, read_schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify
+
+#: Proves the copy from inside its transaction; raises UnifiedUserError on any difference.
+Prover = Callable[[Database, Schema, Policies], Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to copy.
+
+    Attributes:
+        schema: database schema of the application's tables.
+        mapping: the operator's overriding names, or None.
+        policies: the operator's decisions.
+        lock_timeout: longest wait for a lock in one attempt, in milliseconds.
+        lock_retry_seconds: how long to go on attempting, in seconds.
+        work_mem: memory for one sort or hash, as PostgreSQL spells it.
+        maintenance_work_mem: memory for building an index, as PostgreSQL spells it.
+        sample_size: how many samples a difference shows.
+        mask_pii: whether e-mails are masked in messages.
+    """
+
+    schema: str = "public"
+    mapping: dict | None = None
+    policies: Policies = field(default_factory=Policies)
+    lock_timeout: int = 1500
+    lock_retry_seconds: float = 60.0
+    work_mem: str = "256MB"
+    maintenance_work_mem: str = "512MB"
+    sample_size: int = 5
+    mask_pii: bool = True
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, Any]) -> Options:
+        """Take the options out of module parameters."""
+        names = ("schema", "mapping", "lock_timeout", "lock_retry_seconds", "work_mem", "maintenance_work_mem", "sample_size", "mask_pii")
+        return cls(policies=Policies.from_parameters(parameters), **{name: parameters[name] for name in names})
+
+
+class _Clock:
+    """Times the phases of a run."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.phases: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[dict[str, Any]]:
+        entry: dict[str, Any] = {"name": name, "rows": None}
+        started = time.monotonic()
+        yield entry
+        entry["duration_ms"] = round((time.monotonic() - started) * 1000)
+        self.phases.append(entry)
+
+    @property
+    def duration_ms(self) -> int:
+        return round((time.monotonic() - self.started) * 1000)
+
+
+class AtomicCopy:
+    """One atomic migration of the data.
+
+    Args:
+        database: an open session; nothing else may use it meanwhile.
+        options: how to copy.
+    """
+
+    def __init__(self, database: Database, options: Options) -> None:
+        self.database = database
+        self.options = options
+        self.clock = _Clock()
+        # A killed client's statement would otherwise run to its end before the server notices (PostgreSQL 14 and later).
+        if database.connection.server_version >= 140000:
+            database.execute("SET client_connection_check_interval = '1s'")
+        database.execute("SET TIME ZONE 'UTC'")
+        database.execute("SET search_path = pg_catalog")
+        self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
+
+    def plan(self) -> dict[str, Any]:
+        """Say what ``run`` would do, with SELECTs alone.
+
+        Returns:
+            As ``run``; ``changed`` tells whether there is anything to do.
+
+        Raises:
+            UnifiedUserError: there is a blocker.
+        """
+        self.schema.require()
+        run = _journal.current_run(self.database)
+        if run and run["state"] == "finished":
+            return self._already_done(run)
+        projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
+        with self.database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+            self._refuse_foreign_rows()
+            refuse("plan the migration of the data", self._findings(projection).collect((BLOCKER,)))
+            counts = self.database.row(
+                compose(
+                    "WITH member AS MATERIALIZED ({member}), guest AS MATERIALIZED ({guest}) SELECT {counts}",
+                    {
+                        "member": projection.member(),
+                        "guest": projection.guest(),
+                        "counts": comma(
+                            compose("(SELECT count(*) FROM ({select}) AS q) AS {name}", {"select": select, "name": sql.Identifier(name)})
+                            for name, (unused, select) in _targets(projection).items()
+                        ),
+                    },
+                )
+            )
+        return self._result(changed=True, finished=False, counts=counts)
+
+    def run(self) -> dict[str, Any]:
+        """Copy, prove and commit; or change nothing.
+
+        Returns:
+            ``changed``, ``finished``, ``counts`` by unified table, ``identities``, ``not_carried``, ``bookings``, ``phases``
+            and ``duration_ms``.
+
+        Raises:
+            UnifiedUserError: a blocker, a lock that is not to be had, another run, or a difference.
+        """
+        self.schema.require()
+        with _journal.exclusive(self.database):
+            run = _journal.current_run(self.database)
+            if run and run["state"] == "finished":
+                return self._already_done(run)
+            return self._copy()
+
+    def _findings(self, projection: Projection) -> DataFindings:
+        return DataFindings(self.database, projection, self.options.sample_size, self.options.mask_pii)
+
+    def _projection(self, started_at) -> Projection:
+        return Projection(self.schema, self.options.policies, started_at)
+
+    def _already_done(self, run: dict[str, Any]) -> dict[str, Any]:
+        settings = {"schema": self.options.schema, "policies": asdict(self.options.policies), "mapping": self.options.mapping or {}}
+        before = {"schema": run["application_schema"], "policies": run["policies"], "mapping": run["mapping"]}
+        if settings != before:
+            changed = sorted(
+                {key for key in ("schema", "mapping") if settings[key] != before[key]}
+                | {key for key in settings["policies"] if settings["policies"][key] != before["policies"].get(key)}
+            )
+            raise UnifiedUserError(
+                "go on with the finished migration of the data",
+                f"it was made with other settings of {', '.join(changed)}",
+                "Set them as they were, or undo it first with rollback.yml -e rollback_mode=abort",
+            )
+        counts = {name: self.database.value(self.schema.compose(f"SELECT count(*) FROM {{{name}}}")) for name in _mapping.FILLED}
+        result = self._result(changed=False, finished=True, counts=counts)
+        return {**run["summary"], **result}
+
+    def _result(self, **values) -> dict[str, Any]:
+        return {**values, "phases": self.clock.phases, "duration_ms": self.clock.duration_ms}
+
+    def _copy(self) -> dict[str, Any]:
+        with self.clock.phase("take down indexes and foreign keys") as phase:
+            phase["rows"] = self._take_down()
+        try:
+            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes", _mapping.SOURCES)
+        except BaseException:
+            # The unified tables are empty again: leave them as they were found, unless the connection is gone.
+            if not self.database.connection.closed:
+                self._put_back()
+            raise
+        return result
+
+    def _locked(self, attempt: Callable[[], Any], action: str, tables) -> Any:
+        names = [self.schema.table(table).as_string(self.database.connection) for table in tables]
+
+        def one_attempt():
+            self.clock.phases[:] = [phase for phase in self.clock.phases if phase["name"].startswith("take down")]
+            with self.database.transaction():
+                self._settings()
+                return attempt()
+
+        return with_lock_retries(
+            one_attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds
+        )
+
+    def _settings(self) -> None:
+        for name, value in (
+            ("lock_timeout", f"{self.options.lock_timeout}ms"),
+            ("statement_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+            ("work_mem", self.options.work_mem),
+            ("maintenance_work_mem", self.options.maintenance_work_mem),
+            ("jit", "off"),
+        ):
+            self.database.value("SELECT set_config(%s, %s, true)", (name, value))
+
+    def _take_down(self) -> int:
+        _journal.create(self.database)
+
+        def attempt() -> int:
+            self._refuse_foreign_rows()
+            return _deferral.take_down(self.database, self.schema)
+
+        return self._locked(attempt, "take down indexes and foreign keys of the unified tables", _mapping.SOURCES + _mapping.UNIFIED_TABLES)
+
+    def _put_back(self) -> int:
+        return self._locked(
+            lambda: _deferral.put_back(self.database, self.schema),
+            "put back the indexes and foreign keys of the unified tables",
+            _mapping.SOURCES + _mapping.UNIFIED_TABLES,
+        )
+
+    def _refuse_foreign_rows(self) -> None:
+        """Refuse unified tables that hold rows: a finished run is not under way, so they are nobody's we know."""
+        filled = [
+            name for name in _mapping.FILLED
+            if self.database.value(self.schema.compose(f"SELECT EXISTS (SELECT FROM {{{name}}})"))
+        ]
+        if filled:
+            raise UnifiedUserError(
+                "copy into the unified tables",
+                f"there are rows that no run of this collection made, in {', '.join(self.schema[name].name for name in filled)}",
+                "Look where they come from, and empty these tables (rollback.yml -e rollback_mode=abort does it for rows of ours)",
+                tables=filled,
+            )
+
+    def _copy_in_transaction(self) -> dict[str, Any]:
+        database, options = self.database, self.options
+        with self.clock.phase("lock the legacy tables"):
+            database.execute(
+                sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(comma(self.schema.table(name) for name in _mapping.SOURCES))
+            )
+        # Only the locks were to be hurried; what follows waits for nobody.
+        database.execute("SET LOCAL lock_timeout = 0")
+        self._refuse_foreign_rows()
+        run = _journal.start_run(database, "atomic", options.schema, asdict(options.policies), options.mapping or {})
+        projection = self._projection(
+            compose("(SELECT (started_at AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.run WHERE id = {id})", {"id": sql.Literal(run["id"])})
+        )
+        self._identities(projection)
+        refuse("migrate the data", self._findings(projection).collect((BLOCKER,), prepared=True))
+        counts = self._fill(projection)
+        summary = {"counts": counts, **self._summary(projection)}
+        with self.clock.phase("build indexes and foreign keys") as phase:
+            phase["rows"] = _deferral.put_back(database, self.schema)
+        with self.clock.phase("analyze"):
+            database.execute(sql.SQL("ANALYZE {}").format(
+                comma([self.schema.table(name) for name in _mapping.FILLED] + [sql.Identifier(_journal.SCHEMA, "identity_map")])
+            ))
+        with self.clock.phase("verify") as phase:
+            phase["rows"] = len(verify(database, self.schema, options.policies, options.sample_size, options.mask_pii).require().checks)
+        _journal.finish_run(database, run["id"], summary)
+        return self._result(changed=True, finished=True, **summary)
+
+    def _identities(self, projection: Projection) -> None:
+        for name, select in (("member", projection.member()), ("guest", projection.guest())):
+            with self.clock.phase(f"find the {name}s") as phase:
+                phase["rows"] = self.database.execute(
+                    compose("CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {select}", {"name": sql.Identifier(name), "select": select})
+                )
+                self.database.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(name)))
+
+    def _fill(self, projection: Projection) -> dict[str, int]:
+        counts = {}
+        for name, (columns, select) in _targets(projection).items():
+            with self.clock.phase(self.schema[name].name) as phase:
+                counts[name] = phase["rows"] = self.database.execute(
+                    compose("INSERT INTO {table} ({columns}) {select}", {"table": self.schema.table(name), "columns": comma(columns), "select": select})
+                )
+        with self.clock.phase("journal") as phase:
+            phase["rows"] = _journal.fill_identity_map(self.database, projection.identity_map())
+            counts["quarantine"] = _journal.fill_quarantine(self.database, projection.quarantine())
+        return counts
+
+    def _summary(self, projection: Projection) -> dict[str, Any]:
+        """Count what the contract wants counted beside the rows (sections 2 and 3)."""
+        with self.clock.phase("count"):
+            identities = self.database.row(self.schema.compose(_CREDENTIAL_COUNTS, carried=projection.carried()))
+            identities.update(
+                self.database.row(
+                    "SELECT count(*) FILTER (WHERE position = 1) AS persons, (SELECT count(*) FROM guest) AS guests FROM member"
+                )
+            )
+            not_carried = {
+                table: self.database.value(
+                    self.schema.compose(
+                        f"SELECT count(*) FROM {{{table}}} AS t JOIN member AS m ON m.side = 0 AND m.source_id = t.{{{table}.userId}}"
+                        " WHERE NOT {carried}",
+                        carried=projection.carried(),
+                    )
+                )
+                for table in ("accounts", "sessions")
+            }
+            bookings = self.database.row(self.schema.compose(_BOOKING_COUNTS, key=projection.booking_key("t")))
+        return {"identities": identities, "not_carried": not_carried, "bookings": bookings}
+
+
+# One row per joined identity: which password the user has, and from whom (the contract, section 2).
+_CREDENTIAL_COUNTS = """
+SELECT count(*) AS joined,
+       count(*) FILTER (WHERE kept_at = 1 AND others > 1) AS password_kept,
+       count(*) FILTER (WHERE kept_at > 1) AS password_adopted,
+       count(*) FILTER (WHERE kept_at IS NULL AND others > 0) AS password_dropped
+FROM (
+    SELECT min(m.position) FILTER (WHERE {carried} AND btrim(p.password) <> '') AS kept_at,
+           count(DISTINCT p.password) FILTER (WHERE btrim(p.password) <> '') AS others
+    FROM member AS m
+    JOIN (SELECT 0 AS side, o.{studio_owners.id} AS id, o.{studio_owners.password} AS password FROM {studio_owners} AS o
+          UNION ALL SELECT 1, c.{customers.id}, c.{customers.password} FROM {customers} AS c) AS p
+      ON p.side = m.side AND p.id = m.source_id
+    WHERE m.size > 1
+    GROUP BY m.key
+) AS identity
+"""
+
+_BOOKING_COUNTS = """
+SELECT count(*) FILTER (WHERE t.{bookings.customerId} IS NOT NULL) AS by_customer,
+       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND p.key IS NOT NULL) AS by_email,
+       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND g.key IS NOT NULL) AS by_guest,
+       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND NOT p.verified) AS by_email_unverified,
+       count(*) FILTER (WHERE c.key <> {key}) AS key_differs
+FROM {bookings} AS t
+LEFT JOIN member AS c ON c.side = 1 AND c.source_id = t.{bookings.customerId}
+LEFT JOIN (SELECT key, bool_or(verified) AS verified FROM member GROUP BY key) AS p
+  ON p.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END
+LEFT JOIN guest AS g ON g.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END
+"""
+
+
+def _targets(projection: Projection) -> dict[str, tuple]:
+    """Return columns and SELECT of each unified table that is filled, parents first."""
+    return {
+        "users": projection.users(),
+        "user_role_assignments": projection.user_role_assignments(),
+        "studio_ownership": projection.studio_ownership(),
+        "new_accounts": projection.new_accounts(),
+        "new_sessions": projection.new_sessions(),
+        "new_bookings": projection.new_bookings(),
+        "_UserFavorites": projection.favourites(),
+    }
+
+
+def undo(database: Database, options: Options, check_mode: bool = False) -> dict[str, Any]:
+    """Empty the unified tables, put back what is down and mark the run as aborted. The legacy side is not touched.
+
+    Args:
+        database: an open session.
+        options: of the run to undo.
+        check_mode: only count.
+
+    Returns:
+        ``changed`` and ``counts`` of the rows removed, by unified table.
+
+    Raises:
+        UnifiedUserError: another run is under way, a lock is not to be had, or rows are there that no run made.
+    """
+    copy = AtomicCopy(database, options)
+    schema = copy.schema
+    present = [name for name in _mapping.UNIFIED_TABLES if schema[name].exists]
+
+    def counts() -> dict[str, int]:
+        return {name: database.value(schema.compose(f"SELECT count(*) FROM {{{name}}}")) for name in present}
+
+    run = _journal.current_run(database)
+    if run is None and not (_journal.exists(database) and _deferral.recorded(database)):
+        if any(counts().values()):
+            copy._refuse_foreign_rows()
+        return copy._result(changed=False, counts=dict.fromkeys(present, 0))
+    if check_mode:
+        return copy._result(changed=True, counts=counts())
+
+    def attempt() -> dict[str, int]:
+        removed = counts()
+        database.execute(sql.SQL("TRUNCATE {}").format(comma(schema.table(name) for name in present)))
+        _deferral.put_back(database, schema)
+        _journal.abort_run(database)
+        return removed
+
+    with _journal.exclusive(database):
+        removed = copy._locked(attempt, "empty the unified tables", _mapping.SOURCES + tuple(present))
+    return copy._result(changed=True, counts=removed)
