@@ -660,8 +660,10 @@ def _command_run(arguments) -> int:
             stack.enter_context(cluster)
         environment = {**os.environ, "PGHOST": cluster.host, "PGPORT": str(cluster.port), "PGUSER": cluster.user}
         environment["PATH"] = f"{cluster.bin('psql').parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-        words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-        return subprocess.run(words, env=environment, check=False).returncode
+        try:
+            return subprocess.run(arguments.words, env=environment, check=False).returncode
+        except OSError as error:
+            raise EmbeddedPostgresError(f"Failed to run {arguments.words[0]}: {error.strerror}. Name a program that is installed.") from None
 
 
 def _command_clean(arguments) -> int:
@@ -694,12 +696,17 @@ def main(argv: list[str] | None = None) -> int:
     command("start", _command_start, "start a server that stays")
     command("stop", _command_stop, "stop it, keep its data").add_argument("--mode", choices=sorted(STOP_SIGNALS), default="fast")
     command("status", _command_status, "say whether it runs and where (exit status 3 when not)")
-    command("run", _command_run, "run a command beside a server").add_argument("command", nargs=argparse.REMAINDER)
+    command("run", _command_run, "run a command, given after --, beside a server")
     command("clean", _command_clean, "stop every server of this checkout, remove all their files")
     watch = command("watch", _command_watch, "(internal) stop a server when standard input closes")
     watch.add_argument("directory", type=Path)
     watch.add_argument("pid", type=int)
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    split = argv.index("--") if "--" in argv else len(argv)
+    arguments = parser.parse_args(argv[:split])
+    arguments.words = argv[split + 1 :]
+    if arguments.function is _command_run and not arguments.words:
+        parser.error("run needs a command after --")
     try:
         return arguments.function(arguments)
     except EmbeddedPostgresError as error:

@@ -246,6 +246,14 @@ def test_command_line_starts_finds_uses_and_stops_a_server(major):
         cluster.remove()
 
 
+def test_command_line_wants_a_program_that_exists(major):
+    assert "needs a command after --" in run_tool("run", "x").stderr
+    done = run_tool("run", f"none{os.getpid()}", "--major", str(major), "--", "no-such-program")
+    assert done.returncode == 1
+    assert "Failed to run no-such-program" in done.stderr
+    embedded_postgres.Cluster(major, f"none{os.getpid()}", keep=True).remove()
+
+
 def test_command_line_explains_a_failure():
     done = run_tool("start", "x", "--major", "3")
     assert done.returncode == 1
