@@ -163,3 +163,21 @@ def abort_run(database: Database) -> None:
     """Forget where rows went, and make the current run history."""
     database.execute(f"TRUNCATE {SCHEMA}.identity_map, {SCHEMA}.quarantine")
     database.execute(f"UPDATE {SCHEMA}.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
+
+
+def describe(database: Database) -> dict[str, Any]:
+    """Return what the journal knows, in values that a module can return.
+
+    Returns:
+        ``present``, ``finished``, ``run`` (as ``current_run``, times in ISO 8601) and ``taken_down``.
+    """
+    run = current_run(database)
+    if run:
+        run = {**run, **{name: run[name] and run[name].isoformat() for name in ("started_at", "finished_at")}}
+    present = exists(database)
+    return {
+        "present": present,
+        "finished": bool(run and run["state"] == "finished"),
+        "run": run,
+        "taken_down": database.value(f"SELECT count(*) FROM {SCHEMA}.taken_down") if present else 0,
+    }

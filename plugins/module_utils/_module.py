@@ -12,6 +12,7 @@ from ansible_collections.community.postgresql.plugins.module_utils.postgres impo
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _connection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import POLICY_CHOICES
 
 
 def connection_spec() -> dict[str, Any]:
@@ -26,6 +27,18 @@ def connection_spec() -> dict[str, Any]:
     spec["ca_cert"]["aliases"] = ["ssl_rootcert"]
     spec["login_db"] = {"type": "str", "required": True}
     spec["session_role"] = {"type": "str"}
+    return spec
+
+
+def policies_spec() -> dict[str, Any]:
+    """Return the options that say what the data means: schema, names and policies."""
+    spec: dict[str, Any] = {
+        name: {"type": "str", "default": choices[0], "choices": list(choices)} for name, choices in POLICY_CHOICES.items()
+    }
+    spec["schema"] = {"type": "str", "default": "public"}
+    spec["mapping"] = {"type": "dict"}
+    spec["sample_size"] = {"type": "int", "default": 5}
+    spec["mask_pii"] = {"type": "bool", "default": True}
     return spec
 
 

@@ -1,0 +1,168 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Copy owners, customers and what belongs to them into the unified user model, or undo it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: unified_user_transform
+short_description: Copy the legacy users of an application into its unified user model
+version_added: 0.1.0
+description:
+  - Fills C(users), C(user_role_assignments), C(studio_ownership), C(new_accounts), C(new_sessions), C(new_bookings) and
+    C(_UserFavorites) from C(studio_owners), C(customers) and what belongs to them.
+  - Everything happens in one transaction, in which the legacy tables are locked against writes, and which verifies the
+    result before it commits. A difference, a blocker or an interruption leaves the database as it was.
+  - Indexes and foreign keys of the still empty unified tables are taken down before and built again in that transaction.
+    What is down is recorded in the schema C(unified_user_journal), so that an interrupted run's successor finds it.
+  - A finished migration is not done again. The module then only counts.
+author:
+  - RNLT Labs (@rnltlabs)
+extends_documentation_fragment:
+  - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.policies
+  - rnltlabs.unified_user.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Plans with SELECTs and returns the counts that a run would give.
+  diff_mode:
+    support: full
+    details: Shows rows by unified table before and after.
+options:
+  state:
+    description:
+      - V(present) copies. V(absent) empties the unified tables, puts indexes and foreign keys back and forgets the run.
+        The legacy tables are not touched by either.
+    type: str
+    default: present
+    choices: [present, absent]
+  lock_timeout:
+    description:
+      - Longest wait for a lock in one attempt, in milliseconds. Attempts are repeated with growing pauses.
+    type: int
+    default: 1500
+  lock_retry_seconds:
+    description:
+      - How long locks are attempted before the module gives up and names the session in the way, in seconds.
+    type: float
+    default: 60
+  work_mem:
+    description:
+      - Memory that one sort or hash of the copy may use, as PostgreSQL spells it.
+    type: str
+    default: 256MB
+  maintenance_work_mem:
+    description:
+      - Memory for building one index, as PostgreSQL spells it.
+    type: str
+    default: 512MB
+"""
+
+EXAMPLES = r"""
+- name: See what the copy would bring
+  rnltlabs.unified_user.unified_user_transform:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+  check_mode: true
+
+- name: Copy, joining people who registered twice
+  rnltlabs.unified_user.unified_user_transform:
+    login_db: massava
+    login_host: db.example.com
+    login_user: massava_owner
+    login_password: "{{ unified_user_login_password }}"
+    duplicate_identities: merge
+
+- name: Undo the copy
+  rnltlabs.unified_user.unified_user_transform:
+    login_db: massava
+    state: absent
+"""
+
+RETURN = r"""
+counts:
+  description: Rows by unified table. Rows there are, would be, or (with O(state=absent)) were removed.
+  returned: success
+  type: dict
+  sample: {users: 198, user_role_assignments: 200, studio_ownership: 47, new_bookings: 312}
+finished:
+  description: Whether the copy is complete and verified.
+  returned: when O(state=present)
+  type: bool
+identities:
+  description:
+    - Identities by what became of them. Those with several rows are C(joined); of these C(password_kept) kept a password over
+      a different one, C(password_adopted) took it from an absorbed row, and C(password_dropped) had one and have none now.
+  returned: when O(state=present), not in check mode
+  type: dict
+  sample: {persons: 198, guests: 0, joined: 2, password_kept: 1, password_adopted: 0, password_dropped: 1}
+not_carried:
+  description: Rows of accounts and sessions that were not carried because their owner's e-mail was never verified.
+  returned: when O(state=present), not in check mode
+  type: dict
+  sample: {accounts: 1, sessions: 2}
+bookings:
+  description:
+    - Bookings by how their user was found. C(by_email_unverified) are those tied by e-mail to an account whose e-mail was never
+      verified, C(key_differs) those whose e-mail is not that of their customer.
+  returned: when O(state=present), not in check mode
+  type: dict
+  sample: {by_customer: 290, by_email: 22, by_guest: 0, by_email_unverified: 3, key_differs: 4}
+phases:
+  description: The steps of the copy with their rows and durations in milliseconds.
+  returned: success
+  type: list
+  elements: dict
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: success
+  type: int
+executed_queries:
+  description: The statements run, with placeholders in the place of values.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, undo
+
+
+def transform(module: UnifiedUserModule) -> dict:
+    """Do what the options ask for and return what the module returns."""
+    options = Options.from_parameters(module.params)
+    database = module.connect()
+    try:
+        if module.params["state"] == "absent":
+            result = undo(database, options, module.check_mode)
+            before, after = result["counts"], dict.fromkeys(result["counts"], 0)
+        else:
+            copy = AtomicCopy(database, options)
+            result = copy.plan() if module.check_mode else copy.run()
+            before, after = dict.fromkeys(result["counts"], 0), result["counts"]
+    finally:
+        database.close()
+    result["diff"] = {"before": before if result["changed"] else after, "after": after}
+    return {**result, "executed_queries": database.executed_queries}
+
+
+def main() -> None:
+    """Run the module."""
+    module = UnifiedUserModule(
+        argument_spec={
+            **policies_spec(),
+            "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
+            "lock_timeout": {"type": "int", "default": 1500},
+            "lock_retry_seconds": {"type": "float", "default": 60},
+            "work_mem": {"type": "str", "default": "256MB"},
+            "maintenance_work_mem": {"type": "str", "default": "512MB"},
+        },
+        supports_check_mode=True,
+    )
+    module.run(transform)
+
+
+if __name__ == "__main__":
+    main()
