@@ -303,7 +303,8 @@ def read_schema(database: Database, schema: str = "public", names: Names | None 
         database.execute("SET LOCAL search_path = pg_catalog")
         columns: dict[str, dict[str, Column]] = {}
         for row in database.rows(_COLUMNS, (schema, list(actual.values()))):
-            columns.setdefault(row.pop("table"), {})[row["name"]] = Column(**row)
+            table = columns.setdefault(row.pop("table"), {})
+            table[row["name"]] = Column(**row)
     relations, problems = {}, []
     for logical, name in actual.items():
         relation = relations[logical] = Relation(logical, name, columns.get(name, {}))

@@ -176,8 +176,9 @@ class AtomicCopy:
         try:
             result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes", _mapping.SOURCES)
         except BaseException:
-            # The unified tables are empty again: leave them as they were found, unless the connection is gone.
-            if not self.database.connection.closed:
+            # The unified tables are empty again: leave them as they were found. Where that cannot be, the journal has the
+            # list, and the next run or an abort puts everything back; what the operator must hear is the first error.
+            with contextlib.suppress(UnifiedUserError, psycopg2.Error):
                 self._put_back()
             raise
         return result
