@@ -97,7 +97,7 @@ class BackupOptions:
             raise UnifiedUserError(
                 "take a backup in plain format",
                 "pg_restore cannot read a plain SQL dump, so nobody could prove it or go back with it",
-                "Set format (backup_format) to directory or custom; pg_restore --file turns either into SQL whenever it is wanted",
+                "Set format to directory or custom; pg_restore --file turns either into SQL whenever it is wanted",
             )
         if self.jobs < 1 or not 0 <= self.compression_level <= 9:
             raise UnifiedUserError(
@@ -129,7 +129,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     try:
         properties = database.row(_PROPERTIES)
         server = {"version": database.value("SHOW server_version"), "major": database.connection.server_version // 10000}
-        program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir (backup_bin_dir)")
+        program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
         _check_disk(options, properties)
         result = {
             "changed": True,
@@ -173,7 +173,7 @@ def _check_disk(options: BackupOptions, properties: dict[str, Any]) -> None:
         raise UnifiedUserError(
             f"back up database {properties['name']} into {options.directory}",
             f"{needed} bytes of free disk are needed (the database has {properties['size_bytes']}), {available} are available",
-            "Free space, set another directory, or set required_bytes (backup_required_bytes) if you know that the dump is smaller",
+            "Free space, set another directory, or set required_bytes if you know that the dump is smaller",
             needed_bytes=needed,
             available_bytes=available,
         )
@@ -197,7 +197,7 @@ def _fill(
         raise UnifiedUserError(
             f"accept the dump of database {properties['name']}",
             f"it has {size} bytes, fewer than the {options.minimum_bytes} that a backup of a real database has",
-            "Check that login_db names the right database; for a small one lower minimum_bytes (backup_minimum_bytes)",
+            "Check that login_db names the right database; for a small one lower minimum_bytes",
             size_bytes=size,
         )
     manifest = {

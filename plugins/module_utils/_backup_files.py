@@ -40,6 +40,11 @@ _NEEDED_KEYS = {
     "files": list,
     "sha256": str,
 }
+_NEEDED_ENTRIES = {
+    "files": {"name": str, "size": int, "sha256": str},
+    "tables": {"name": str, "rows": int, "sum": str},
+}
+_NEEDED_PROPERTIES = ("name", "encoding", "collate", "ctype", "provider", "locale", "size_bytes")
 _BLOCK = 1 << 20
 _SHOWN = 5
 
@@ -252,15 +257,21 @@ class Backup:
                 action, f"{MANIFEST} has version {version!r}, this release reads version {MANIFEST_VERSION}",
                 "Use the release of the collection that made the backup, or take a new one",
             )
-        for key, kind in _NEEDED_KEYS.items():
-            if not isinstance(manifest.get(key), kind):
-                raise UnifiedUserError(action, f"{MANIFEST} is damaged: {key} is missing or malformed", advice)
-        well_formed = all(
-            isinstance(file, dict) and {"name", "size", "sha256"} <= set(file) and _stays_inside(file["name"])
-            for file in manifest["files"]
-        )
-        if manifest["format"] not in DUMP_NAMES or not manifest["files"] or not well_formed:
-            raise UnifiedUserError(action, f"{MANIFEST} is damaged: its format or its list of files is malformed", advice)
+        malformed = [key for key, kind in _NEEDED_KEYS.items() if not isinstance(manifest.get(key), kind)]
+        if not malformed:
+            malformed = [
+                key
+                for key, wanted in _NEEDED_ENTRIES.items()
+                if not all(
+                    isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in wanted.items())
+                    for entry in manifest[key]
+                )
+            ]
+            malformed += [name for name in _NEEDED_PROPERTIES if name not in manifest["properties"]]
+            malformed += ["format"] if manifest["format"] not in DUMP_NAMES else []
+            malformed += ["client_version"] if not re.match(r"\d+", manifest["client_version"]) else []
+        if malformed:
+            raise UnifiedUserError(action, f"{MANIFEST} is damaged: {', '.join(malformed)} missing or malformed", advice)
         if sha256_of_files(manifest["files"]) != manifest["sha256"]:
             raise UnifiedUserError(action, f"{MANIFEST} contradicts itself: its digest is not that of its list of files", advice)
 
@@ -320,7 +331,8 @@ class Backup:
         """
         action = f"go back to backup {self.path}"
         if self.manifest["database"] != database:
-            raise UnifiedUserError(action, f"it is a backup of database {self.manifest['database']}, not of {database}", "Choose a backup of this database")
+            cause = f"it is a backup of database {self.manifest['database']}, not of {database}"
+            raise UnifiedUserError(action, cause, "Choose a backup of this database")
         proof = self.proof()
         if proof:
             return proof
@@ -341,10 +353,6 @@ class Backup:
         """Remove the proof: this dump has been restored and was not what the manifest says."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.path, PROOF))
-
-
-def _stays_inside(name: Any) -> bool:
-    return isinstance(name, str) and not os.path.isabs(name) and ".." not in name.split(os.sep)
 
 
 def newest(directory: str, database: str, proven: bool) -> Backup:

@@ -217,7 +217,7 @@ class Child:
         self.program = program
         self._secrets = [environment.get("PGPASSWORD", "")]
         # A file, not a pipe: a program with many warnings must never wait for us to read them.
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process = subprocess.Popen(
             [program.path, *arguments],
             env=environment,

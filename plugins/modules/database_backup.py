@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Back up a database so that a restore can be proven."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: database_backup
+short_description: Back up a PostgreSQL database so that a restore can be proven
+version_added: 0.1.0
+description:
+  - Dumps O(login_db) with C(pg_dump) into a new directory C(<database>-<UTC time>) below O(directory).
+  - Row counts and content sums of every table and the catalogue are taken in the dump's own snapshot and written into
+    C(manifest.json) beside the dump, with the sha256 of every file. So the proof holds while the application goes on writing.
+  - The directory gets its name when everything in it is complete. Whatever goes wrong, nothing is left that looks like a backup;
+    what a killed run leaves is hidden, and the next run removes it.
+  - Every call takes a new backup.
+author:
+  - RNLT Labs (@rnltlabs)
+extends_documentation_fragment:
+  - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Looks for the client program and free disk, and returns where the backup would be.
+  diff_mode:
+    support: none
+options:
+  directory:
+    description:
+      - The directory that holds the backups, on the host that the module runs on. Made with mode 0700 if it is missing.
+    type: path
+    default: /var/backups/unified_user
+  format:
+    description:
+      - What C(pg_dump) writes. V(directory) is dumped by several workers, V(custom) is one file.
+      - V(plain) is refused, because C(pg_restore) cannot read it and so nobody could prove it or go back with it.
+    type: str
+    default: directory
+    choices: [directory, custom, plain]
+  jobs:
+    description:
+      - How many workers dump with O(format=directory). Each takes a connection of its own.
+    type: int
+    default: 2
+  compression_level:
+    description:
+      - Level of gzip, from 0 for none to 9.
+    type: int
+    default: 1
+  minimum_bytes:
+    description:
+      - A dump that is smaller, in bytes, is a failure. It guards against having dumped the wrong database.
+    type: int
+    default: 1
+  required_bytes:
+    description:
+      - How much free disk, in bytes, is asked for before the dump begins.
+      - The size of the database, which is more than a dump of it needs, if not given.
+    type: int
+  lock_wait_timeout:
+    description:
+      - How long to wait, in seconds, for a table that another session has locked exclusively.
+    type: float
+    default: 30
+  bin_dir:
+    description:
+      - The directory of C(pg_dump). It must not be older than the server.
+      - If not given, C(PATH) and the directories that packages use are searched for one of the server's major, else the next newer one.
+    type: path
+notes:
+  - The password is handed to C(pg_dump) in its environment, never as an argument.
+  - Large objects are part of the dump and of the proof. What extensions own is left to them.
+seealso:
+  - module: rnltlabs.unified_user.database_restore
+"""
+
+EXAMPLES = r"""
+- name: Back up before the migration
+  rnltlabs.unified_user.database_backup:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    minimum_bytes: 1000000
+  register: __backup
+
+- name: Prove it
+  rnltlabs.unified_user.database_restore:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    backup: "{{ __backup.path }}"
+"""
+
+RETURN = r"""
+path:
+  description: The directory of the backup. In check mode, what it would be called.
+  returned: success
+  type: str
+  sample: /var/backups/unified_user/massava-20251101T220000Z
+planned:
+  description: Whether this was check mode, so that there is no backup at RV(path).
+  returned: success
+  type: bool
+manifest:
+  description: The manifest's file.
+  returned: not in check mode
+  type: str
+sha256:
+  description: Digest over the sha256 of every file of the dump.
+  returned: not in check mode
+  type: str
+size_bytes:
+  description: Size of the dump.
+  returned: not in check mode
+  type: int
+snapshot_time:
+  description: The moment whose state the backup holds, in UTC.
+  returned: not in check mode
+  type: str
+tables:
+  description: Rows of each table in the backup.
+  returned: not in check mode
+  type: list
+  elements: dict
+  sample: [{name: public.bookings, rows: 312}]
+rows:
+  description: Rows of all tables together.
+  returned: not in check mode
+  type: int
+removed_leftovers:
+  description: What killed runs had left and this one removed.
+  returned: not in check mode
+  type: list
+  elements: str
+server_version:
+  description: Version of the server.
+  returned: success
+  type: str
+client_version:
+  description: Version of C(pg_dump).
+  returned: success
+  type: str
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: not in check mode
+  type: int
+executed_queries:
+  description: The statements run, with placeholders in the place of values.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup import take_backup
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = UnifiedUserModule(
+        argument_spec={
+            "directory": {"type": "path", "default": "/var/backups/unified_user"},
+            "format": {"type": "str", "default": "directory", "choices": ["directory", "custom", "plain"]},
+            "jobs": {"type": "int", "default": 2},
+            "compression_level": {"type": "int", "default": 1},
+            "minimum_bytes": {"type": "int", "default": 1},
+            "required_bytes": {"type": "int"},
+            "lock_wait_timeout": {"type": "float", "default": 30},
+            "bin_dir": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    module.run(lambda module: take_backup(module.params, module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

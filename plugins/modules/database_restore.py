@@ -1,0 +1,208 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Prove a backup by restoring it, or restore it beside the live database."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: database_restore
+short_description: Prove a backup by restoring it, or restore it beside the live database
+version_added: 0.1.0
+description:
+  - Works on backups of M(rnltlabs.unified_user.database_backup). The live database is never written to.
+  - Every file is compared with its sha256 in the manifest before anything is restored.
+  - A restored copy is compared with the manifest in row counts and content sums of every table, and in schemas, extensions, types,
+    tables, columns, indexes, constraints, sequences, functions, triggers, policies, owners and privileges.
+  - The copy is marked as ours in its comment. What a killed run leaves is recognised by that and dropped by the next one;
+    a database that somebody else made is never touched.
+author:
+  - RNLT Labs (@rnltlabs)
+extends_documentation_fragment:
+  - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Verifies the files and looks for everything that would stop a restore.
+  diff_mode:
+    support: none
+options:
+  state:
+    description:
+      - V(verified) only compares the files with the manifest. No server is needed.
+      - V(compared) also compares O(login_db), as it is now, with the manifest, and changes nothing. Differences are returned, they
+        are no failure. This tells what going back would lose.
+      - V(tested) restores into a scratch database, compares, writes C(proof.json) beside the manifest and drops the scratch database
+        whatever happens. Any difference is a failure, and takes an earlier proof away.
+      - V(restored) takes a backup that is proven, restores and compares it and keeps the copy. One that an earlier run has finished
+        is compared again and taken as it is.
+    type: str
+    default: tested
+    choices: [verified, compared, tested, restored]
+  backup:
+    description:
+      - The directory of the backup.
+      - The newest one of O(login_db) below O(directory) if not given; with O(state=restored), the newest that is proven.
+    type: path
+  directory:
+    description:
+      - The directory that holds the backups.
+    type: path
+    default: /var/backups/unified_user
+  target:
+    description:
+      - The database to restore into.
+      - The name of O(login_db) with C(_restore_test) or, with O(state=restored), C(_restored) appended, if not given.
+    type: str
+  jobs:
+    description:
+      - How many workers restore. Each takes a connection of its own.
+    type: int
+    default: 2
+  bin_dir:
+    description:
+      - The directory of C(pg_restore). It must not be older than the C(pg_dump) that made the backup.
+      - If not given, C(PATH) and the directories that packages use are searched for one of the server's major, else the next newer one.
+    type: path
+  maintenance_db:
+    description:
+      - The database to be connected to while another one is created or dropped.
+    type: str
+    default: postgres
+notes:
+  - The role needs CREATEDB, and to be a superuser or a member of the roles that own what is in the dump.
+  - Subscriptions are not restored, so that the copy never subscribes to anything.
+seealso:
+  - module: rnltlabs.unified_user.database_backup
+  - module: rnltlabs.unified_user.database_swap
+"""
+
+EXAMPLES = r"""
+- name: Prove the newest backup
+  rnltlabs.unified_user.database_restore:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+
+- name: See what has been written since
+  rnltlabs.unified_user.database_restore:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    state: compared
+  register: __since
+
+- name: Show it
+  ansible.builtin.debug:
+    msg: "{{ __since.tables | selectattr('differing') }}"
+
+- name: Make a copy to go back to
+  rnltlabs.unified_user.database_restore:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    state: restored
+"""
+
+RETURN = r"""
+backup:
+  description: The backup that was used.
+  returned: success
+  type: dict
+  contains:
+    path:
+      description: Its directory.
+      type: str
+    sha256:
+      description: Digest over the sha256 of every file of the dump.
+      type: str
+    size_bytes:
+      description: Size of the dump.
+      type: int
+    snapshot_time:
+      description: The moment whose state it holds, in UTC.
+      type: str
+    proven:
+      description: Whether this very dump has been restored and compared.
+      type: bool
+    proven_at:
+      description: When that was, in UTC, or none.
+      type: str
+proven:
+  description: Whether the restored copy was what the manifest says.
+  returned: when O(state=tested) or O(state=restored)
+  type: bool
+proof:
+  description: The file that says so.
+  returned: when O(state=tested)
+  type: str
+target:
+  description: The database that was restored into.
+  returned: when O(state=tested) or O(state=restored)
+  type: str
+tables:
+  description:
+    - Each table with the rows that the manifest has (C(expected)) and the rows found (C(actual)), none where there is no such table.
+    - C(problem) is C(rows), C(content), C(missing), C(unexpected) or none.
+  returned: unless O(state=verified)
+  type: list
+  elements: dict
+  sample: [{name: public.bookings, expected: 312, actual: 312, differing: false, problem: null}]
+catalogue:
+  description: Objects other than rows that differ.
+  returned: unless O(state=verified)
+  type: list
+  elements: dict
+  sample: [{kind: index, name: public.bookings_pkey, problem: missing}]
+catalogue_objects:
+  description: How many objects were compared.
+  returned: when O(state=tested) or O(state=restored)
+  type: int
+rows:
+  description: Rows of all tables in the copy.
+  returned: when O(state=tested) or O(state=restored)
+  type: int
+disk_check:
+  description: Whether the server's free disk could be looked at from here, and was enough.
+  returned: when O(state=tested) or O(state=restored)
+  type: str
+dropped_leftover:
+  description: Whether a copy that a killed run had left was dropped first.
+  returned: when O(state=tested) or O(state=restored)
+  type: bool
+restore_ms:
+  description: Duration of C(pg_restore), in milliseconds.
+  returned: when O(state=tested) or O(state=restored), not in check mode
+  type: int
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: not in check mode
+  type: int
+executed_queries:
+  description: The statements run, with placeholders in the place of values.
+  returned: unless O(state=verified)
+  type: list
+  elements: str
+"""
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import restore
+
+
+def main() -> None:
+    """Run the module."""
+    module = UnifiedUserModule(
+        argument_spec={
+            "state": {"type": "str", "default": "tested", "choices": ["verified", "compared", "tested", "restored"]},
+            "backup": {"type": "path"},
+            "directory": {"type": "path", "default": "/var/backups/unified_user"},
+            "target": {"type": "str"},
+            "jobs": {"type": "int", "default": 2},
+            "bin_dir": {"type": "path"},
+            "maintenance_db": {"type": "str", "default": "postgres"},
+        },
+        supports_check_mode=True,
+    )
+    module.run(lambda module: restore(module.params, module.check_mode))
+
+
+if __name__ == "__main__":
+    main()
