@@ -161,13 +161,19 @@ class Schema:
         """
         return sql.Identifier(self.relations[logical].names[column])
 
-    def compose(self, template: str, **extra):
-        """Fill ``{table}`` and ``{table.column}`` of a template with identifiers, and ``{name}`` with extra parts."""
+    def compose(self, template: str, **parts):
+        """Fill ``{table}`` and ``{table.column}`` of a template with identifiers.
+
+        Args:
+            template: SQL whose braces hold logical names.
+            parts: further names: a string stands for the logical table of that name, anything else for itself.
+        """
 
         def find(name: str):
-            if name in extra:
-                return extra[name]
+            if not isinstance(parts.get(name, ""), str):
+                return parts[name]
             table, dot, column = name.partition(".")
+            table = parts.get(table, table)
             return self.column(table, column) if dot else self.table(table)
 
         return compose(template, find)

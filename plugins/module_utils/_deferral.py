@@ -14,7 +14,6 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
 
 # Everything about constraints, indexes and NOT NULL that taking down and putting back could change.
 _FINGERPRINT = """
@@ -31,7 +30,8 @@ SELECT coalesce(jsonb_agg(line ORDER BY line::text), '[]') FROM (
     UNION ALL
     SELECT jsonb_build_array('column', c.relname, a.attname, a.attnotnull)
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
-    WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND c.relname = ANY (%(tables)s)
+    WHERE a.attnum > 0 AND NOT a.attisdropped
+      AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND c.relname = ANY (%(tables)s)
 ) AS lines
 """
 
@@ -87,7 +87,7 @@ def fingerprint(database: Database, schema: Schema) -> list:
 
 def recorded(database: Database) -> list[dict]:
     """Return what is down now, in the order it was taken down."""
-    return database.rows(f"SELECT * FROM {SCHEMA}.taken_down ORDER BY position")
+    return database.rows("SELECT * FROM unified_user_journal.taken_down ORDER BY position")
 
 
 def take_down(database: Database, schema: Schema) -> int:
@@ -101,14 +101,14 @@ def take_down(database: Database, schema: Schema) -> int:
     """
     if recorded(database):
         return 0
-    database.execute(f"DELETE FROM {SCHEMA}.taken_down_catalogue")
+    database.execute("DELETE FROM unified_user_journal.taken_down_catalogue")
     database.execute(
-        f"INSERT INTO {SCHEMA}.taken_down_catalogue VALUES (%s)", (json.dumps(fingerprint(database, schema)),)
+        "INSERT INTO unified_user_journal.taken_down_catalogue VALUES (%s)", (json.dumps(fingerprint(database, schema)),)
     )
     objects = database.rows(_REPRODUCIBLE, _parameters(schema))
     for position, item in enumerate(objects):
         database.execute(
-            f"INSERT INTO {SCHEMA}.taken_down VALUES (%s, %s, %s, %s, %s)",
+            "INSERT INTO unified_user_journal.taken_down VALUES (%s, %s, %s, %s, %s)",
             (position, item["table_name"], item["name"], item["kind"], item["definition"]),
         )
     for item in objects:
@@ -148,7 +148,7 @@ def put_back(database: Database, schema: Schema) -> int:
                 )
             )
     if objects:
-        before = database.value(f"SELECT fingerprint FROM {SCHEMA}.taken_down_catalogue")
+        before = database.value("SELECT fingerprint FROM unified_user_journal.taken_down_catalogue")
         after = fingerprint(database, schema)
         if before != after:
             differing = sorted({f"{line[0]} {line[2]} of {line[1]}" for line in before + after if (line in before) != (line in after)})
@@ -158,6 +158,6 @@ def put_back(database: Database, schema: Schema) -> int:
                 "Somebody changed the unified tables meanwhile. Compare them with the schema migrations, then run again",
                 differing=differing,
             )
-        database.execute(f"DELETE FROM {SCHEMA}.taken_down")
-        database.execute(f"DELETE FROM {SCHEMA}.taken_down_catalogue")
+        database.execute("DELETE FROM unified_user_journal.taken_down")
+        database.execute("DELETE FROM unified_user_journal.taken_down_catalogue")
     return len(objects)

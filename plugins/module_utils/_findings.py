@@ -11,7 +11,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, OWNER_SIDE, Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import OWNER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import identity_key, is_blank, is_usable, masked_email
 
 BLOCKER = "blocker"
@@ -169,14 +169,16 @@ class DataFindings:
         return masked_email(email, self.mask_pii)
 
     def _key(self, table: str, column: str, alias: str):
-        return identity_key(self.schema.compose(f"{alias}.{{{table}.{column}}}"), self.policies.email_match)
+        qualified = sql.SQL("{}.{}").format(sql.Identifier(alias), self.schema.column(table, column))
+        return identity_key(qualified, self.policies.email_match)
 
     def _unusable_emails(self):
         return sql.SQL(" UNION ALL ").join(
             self.schema.compose(
-                f"SELECT {{label}} || ' ' || t.{{{table}.id}} AS label FROM {{{table}}} AS t WHERE NOT {{usable}}",
+                "SELECT {label} || ' ' || t.{people.id} AS label FROM {people} AS t WHERE NOT {usable}",
+                people=table,
                 label=sql.Literal(self.schema[table].name),
-                usable=is_usable(self.schema.compose(f"t.{{{table}.email}}")),
+                usable=is_usable(self.schema.compose("t.{people.email}", people=table)),
             )
             for table in _mapping.PEOPLE
         )
@@ -231,7 +233,7 @@ class DataFindings:
     def _joined_unverified(self):
         return self.schema.compose(
             "SELECT t.{bookings.id} AS label FROM {bookings} AS t"
-            " JOIN (SELECT key FROM member GROUP BY key HAVING NOT bool_or(verified)) AS k ON k.key = {key}"
+            " JOIN member AS m ON m.position = 1 AND NOT m.any_verified AND m.key = {key}"
             " WHERE t.{bookings.customerId} IS NULL",
             key=self._key("bookings", "customerEmail", "t"),
         )
@@ -262,7 +264,7 @@ class DataFindings:
             f"{self.schema[table].name}.{column} is NULL in rows, and {target} does not allow that",
             f"Fill these rows, or drop NOT NULL from the column in {target}",
             lambda: self.schema.compose(
-                f"SELECT t.{{{table}.id}} AS label FROM {{{table}}} AS t WHERE t.{{column}} IS NULL", column=sql.Identifier(column)
+                "SELECT t.{source.id} AS label FROM {source} AS t WHERE t.{column} IS NULL", source=table, column=sql.Identifier(column)
             ),
         )
 
@@ -274,6 +276,6 @@ class DataFindings:
             f"{self.schema[table].name}.{column} holds values that are not carried: {why}",
             "Add the column to the unified table in a schema migration, or leave it: the legacy table keeps it",
             lambda: self.schema.compose(
-                f"SELECT t.{{{table}.id}} AS label FROM {{{table}}} AS t WHERE {{holds}}", holds=holds
+                "SELECT t.{source.id} AS label FROM {source} AS t WHERE {holds}", source=table, holds=holds
             ),
         )

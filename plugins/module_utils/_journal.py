@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down_catalogue (
 
 def exists(database: Database) -> bool:
     """Return whether this database has a journal."""
-    return database.value("SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.run",))
+    return database.value("SELECT to_regclass(%s) IS NOT NULL", ("unified_user_journal.run",))
 
 
 def create(database: Database) -> None:
@@ -72,7 +72,7 @@ def create(database: Database) -> None:
 
 def drop(database: Database) -> None:
     """Drop the journal with everything in it."""
-    database.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+    database.execute("DROP SCHEMA IF EXISTS unified_user_journal CASCADE")
 
 
 def current_run(database: Database) -> dict[str, Any] | None:
@@ -83,7 +83,7 @@ def current_run(database: Database) -> dict[str, Any] | None:
     """
     if not exists(database):
         return None
-    return database.row(f"SELECT * FROM {SCHEMA}.run WHERE state <> 'aborted'")
+    return database.row("SELECT * FROM unified_user_journal.run WHERE state <> 'aborted'")
 
 
 def start_run(database: Database, strategy: str, schema: str, policies: dict, mapping: dict) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def start_run(database: Database, strategy: str, schema: str, policies: dict, ma
     if run:
         return run
     return database.row(
-        f"INSERT INTO {SCHEMA}.run (strategy, application_schema, policies, mapping) VALUES (%s, %s, %s, %s) RETURNING *",
+        "INSERT INTO unified_user_journal.run (strategy, application_schema, policies, mapping) VALUES (%s, %s, %s, %s) RETURNING *",
         (strategy, schema, json.dumps(policies), json.dumps(mapping)),
     )
 
@@ -100,7 +100,7 @@ def start_run(database: Database, strategy: str, schema: str, policies: dict, ma
 def finish_run(database: Database, run_id: int, summary: dict) -> None:
     """Mark a run as finished, with what it did."""
     database.execute(
-        f"UPDATE {SCHEMA}.run SET state = 'finished', finished_at = clock_timestamp(), summary = %s WHERE id = %s",
+        "UPDATE unified_user_journal.run SET state = 'finished', finished_at = clock_timestamp(), summary = %s WHERE id = %s",
         (json.dumps(summary), run_id),
     )
 
@@ -144,11 +144,11 @@ def exclusive(database: Database, wait: float = 10.0) -> Iterator[None]:
 
 def fill_identity_map(database: Database, select) -> int:
     """Fill the empty identity map from a SELECT, its index built afterwards. Returns the number of rows."""
-    database.execute(f"ALTER TABLE {SCHEMA}.identity_map DROP CONSTRAINT identity_map_pkey")
+    database.execute("ALTER TABLE unified_user_journal.identity_map DROP CONSTRAINT identity_map_pkey")
     rows = database.execute(
         compose("INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}", {"select": select})
     )
-    database.execute(f"ALTER TABLE {SCHEMA}.identity_map ADD CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)")
+    database.execute("ALTER TABLE unified_user_journal.identity_map ADD CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)")
     return rows
 
 
@@ -161,8 +161,8 @@ def fill_quarantine(database: Database, select) -> int:
 
 def abort_run(database: Database) -> None:
     """Forget where rows went, and make the current run history."""
-    database.execute(f"TRUNCATE {SCHEMA}.identity_map, {SCHEMA}.quarantine")
-    database.execute(f"UPDATE {SCHEMA}.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
+    database.execute("TRUNCATE unified_user_journal.identity_map, unified_user_journal.quarantine")
+    database.execute("UPDATE unified_user_journal.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
 
 
 def describe(database: Database) -> dict[str, Any]:
@@ -179,5 +179,5 @@ def describe(database: Database) -> dict[str, Any]:
         "present": present,
         "finished": bool(run and run["state"] == "finished"),
         "run": run,
-        "taken_down": database.value(f"SELECT count(*) FROM {SCHEMA}.taken_down") if present else 0,
+        "taken_down": database.value("SELECT count(*) FROM unified_user_journal.taken_down") if present else 0,
     }

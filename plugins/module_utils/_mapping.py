@@ -24,9 +24,11 @@ GRANTED_BY = "SYSTEM_MIGRATION"
 
 #: Columns that a schema may lack (the contract, section 1); every other listed one is required.
 OPTIONAL_COLUMNS = frozenset(
-    "image isPrimary canTransfer invitedBy invitedAt acceptedAt grantedBy grantedAt expiresAt"
-    " explicitHealthConsent healthConsentGivenAt healthConsentText healthConsentWithdrawnAt"
-    " confirmedBy confirmedAt cancelledBy cancelledAt".split()
+    (
+        *("image", "isPrimary", "canTransfer", "invitedBy", "invitedAt", "acceptedAt", "grantedBy", "grantedAt", "expiresAt"),
+        *("explicitHealthConsent", "healthConsentGivenAt", "healthConsentText", "healthConsentWithdrawnAt"),
+        *("confirmedBy", "confirmedAt", "cancelledBy", "cancelledAt"),
+    )
 )
 
 

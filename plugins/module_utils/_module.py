@@ -9,7 +9,6 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.community.postgresql.plugins.module_utils.postgres import postgres_common_argument_spec
-
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _connection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import POLICY_CHOICES

@@ -5,7 +5,7 @@
 Everything is a SELECT over three relations, which the caller provides as temporary tables or as common table expressions:
 
 ``member``  one row for each owner and customer: ``side`` (0 owner, 1 customer), ``source_id``, ``key``, ``verified``,
-            ``position`` in survivor order, ``size`` of the identity, ``user_id``.
+            ``position`` in survivor order, ``size`` of the identity, ``any_verified`` of it, ``user_id``.
 ``guest``   one row for each guest: ``key``, ``user_id`` and his columns.
 the legacy tables themselves.
 
@@ -61,16 +61,18 @@ class Projection:
         people = sql.SQL(" UNION ALL ").join(self._people(table) for table in _mapping.PEOPLE)
         return self.schema.compose(
             "SELECT m.side, m.source_id, m.key, m.verified, row_number() OVER survivors AS position,"
-            " count(*) OVER (PARTITION BY m.key) AS size, first_value(m.own_id) OVER survivors AS user_id"
+            " count(*) OVER identity AS size, bool_or(m.verified) OVER identity AS any_verified, first_value(m.own_id) OVER survivors AS user_id"
             " FROM (SELECT p.side, p.id AS source_id, {own_id} AS own_id, p.key, p.verified, p.created FROM ({people}) AS p{join}) AS m"
-            ' WINDOW survivors AS (PARTITION BY m.key ORDER BY m.side, m.verified DESC, m.created, m.source_id COLLATE "C")',
+            " WINDOW identity AS (PARTITION BY m.key),"
+            ' survivors AS (PARTITION BY m.key ORDER BY m.side, m.verified DESC, m.created, m.source_id COLLATE "C")',
             own_id=own_id, people=people, join=join,
         )
 
     def _people(self, table: str):
         return self.schema.compose(
-            f"SELECT {{side}}::smallint AS side, t.{{{table}.id}} AS id, {{key}} AS key,"
-            f" t.{{{table}.emailVerified}} IS NOT NULL AS verified, t.{{{table}.createdAt}} AS created FROM {{{table}}} AS t",
+            "SELECT {side}::smallint AS side, t.{people.id} AS id, {key} AS key,"
+            " t.{people.emailVerified} IS NOT NULL AS verified, t.{people.createdAt} AS created FROM {people} AS t",
+            people=table,
             side=sql.Literal(SIDES[table]),
             key=self._key(self.schema.column(table, "email"), "t"),
         )
@@ -102,8 +104,9 @@ class Projection:
 
     def _latest(self, column: str):
         return self.schema.compose(
-            f'(array_agg(b.{{bookings.{column}}} ORDER BY b.{{bookings.createdAt}} DESC, b.{{bookings.id}} COLLATE "C" DESC)'
-            f" FILTER (WHERE btrim(b.{{bookings.{column}}}) <> ''))[1]"
+            '(array_agg({value} ORDER BY b.{bookings.createdAt} DESC, b.{bookings.id} COLLATE "C" DESC)'
+            " FILTER (WHERE btrim({value}) <> ''))[1]",
+            value=sql.SQL("b.{}").format(self.schema.column("bookings", column)),
         )
 
     def carried(self):
@@ -140,7 +143,11 @@ class Projection:
         return sql.SQL("{}::{}").format(role, sql.SQL(users.columns[users.names["primaryRole"]].base_type))
 
     def _default(self, column: PersonColumn):
-        return sql.SQL(column.target.default or f"NULL::{column.target.type}")
+        return sql.SQL(column.target.default) if column.target.default else self._null(column)
+
+    @staticmethod
+    def _null(column: PersonColumn):
+        return sql.SQL("NULL::{}").format(sql.SQL(column.target.type))
 
     def _single_users(self, table: str, carried: list[PersonColumn]):
         values = [
@@ -148,11 +155,12 @@ class Projection:
             for column in carried
         ]
         return self.schema.compose(
-            f"SELECT m.user_id, {{email}}, t.{{{table}.emailVerified}}, t.{{{table}.password}}, {{role}}, true, false,"
-            f" t.{{{table}.createdAt}}, t.{{{table}.updatedAt}}{{values}}"
-            f" FROM member AS m JOIN {{{table}}} AS t ON t.{{{table}.id}} = m.source_id"
-            f" WHERE m.side = {{side}} AND m.size = 1",
-            email=sql.SQL("m.key") if self.policies.email_store == "normalized" else self.schema.compose(f"t.{{{table}.email}}"),
+            "SELECT m.user_id, {email}, t.{people.emailVerified}, t.{people.password}, {role}, true, false,"
+            " t.{people.createdAt}, t.{people.updatedAt}{values}"
+            " FROM member AS m JOIN {people} AS t ON t.{people.id} = m.source_id"
+            " WHERE m.side = {side} AND m.size = 1",
+            people=table,
+            email=sql.SQL("m.key") if self.policies.email_store == "normalized" else self.schema.compose("t.{people.email}", people=table),
             role=self._role(sql.Literal(_mapping.PEOPLE[table])),
             side=sql.Literal(SIDES[table]),
             values=self._further(values),
@@ -166,15 +174,16 @@ class Projection:
         """Aggregate the identities of several rows, each column by its rule, in survivor order."""
         people = sql.SQL(" UNION ALL ").join(
             self.schema.compose(
-                f"SELECT {{side}}::smallint AS side, t.{{{table}.id}} AS id, t.{{{table}.email}} AS email,"
-                f" t.{{{table}.emailVerified}} AS verified_at, t.{{{table}.password}} AS password,"
-                f" t.{{{table}.createdAt}} AS created, t.{{{table}.updatedAt}} AS updated{{values}} FROM {{{table}}} AS t",
+                "SELECT {side}::smallint AS side, t.{people.id} AS id, t.{people.email} AS email,"
+                " t.{people.emailVerified} AS verified_at, t.{people.password} AS password,"
+                " t.{people.createdAt} AS created, t.{people.updatedAt} AS updated{values} FROM {people} AS t",
+                people=table,
                 side=sql.Literal(SIDES[table]),
                 values=self._further(
                     sql.SQL("{} AS {}").format(
                         sql.SQL("t.{}").format(sql.Identifier(column.sources[table]))
                         if table in column.sources
-                        else sql.SQL(f"NULL::{column.target.type}"),
+                        else self._null(column),
                         self._alias(number),
                     )
                     for number, column in enumerate(carried)
@@ -290,9 +299,9 @@ class Projection:
         return (
             [self.schema.column(target, "userId"), *columns],
             self.schema.compose(
-                f"SELECT m.user_id, {{values}} FROM {{{source}}} AS t JOIN member AS m"
-                f" ON m.side = {{owner}} AND m.source_id = t.{{{source}.userId}} WHERE {{is_carried}}",
-                values=comma(values), owner=sql.Literal(OWNER_SIDE), is_carried=self.carried(),
+                "SELECT m.user_id, {values} FROM {source} AS t JOIN member AS m"
+                " ON m.side = {owner} AND m.source_id = t.{source.userId} WHERE {is_carried}",
+                source=source, values=comma(values), owner=sql.Literal(OWNER_SIDE), is_carried=self.carried(),
             ),
         )
 

@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, RNLT Labs
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The atomic copy: everything the projection calls for, in one transaction, proven before it commits, and its undoing."""
+"""The atomic copy: all that the projection calls for, in one transaction, proven before it commits; and its undoing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterator
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema, read_schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify
 
-#: Proves the copy from inside its transaction; raises UnifiedUserError on any difference.
-Prover = Callable[[Database, Schema, Policies], Any]
+_ALL_TABLES = _mapping.SOURCES + _mapping.UNIFIED_TABLES
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,40 @@ class AtomicCopy:
                 return self._already_done(run)
             return self._copy()
 
+    def undo(self, check_mode: bool = False) -> dict[str, Any]:
+        """Empty the unified tables, put back what is down and mark the run as aborted. The legacy side is not touched.
+
+        Args:
+            check_mode: only count.
+
+        Returns:
+            ``changed`` and ``counts`` of the rows removed, by unified table.
+
+        Raises:
+            UnifiedUserError: another run is under way, a lock is not to be had, or rows are there that no run made.
+        """
+        present = [name for name in _mapping.UNIFIED_TABLES if self.schema[name].exists]
+        run = _journal.current_run(self.database)
+        if run is None and not (_journal.exists(self.database) and _deferral.recorded(self.database)):
+            self._refuse_foreign_rows()
+            return self._result(changed=False, counts=self._counts(present))
+        if check_mode:
+            return self._result(changed=True, counts=self._counts(present))
+
+        def attempt() -> dict[str, int]:
+            removed = self._counts(present)
+            self.database.execute(sql.SQL("TRUNCATE {}").format(comma(self.schema.table(name) for name in present)))
+            _deferral.put_back(self.database, self.schema)
+            _journal.abort_run(self.database)
+            return removed
+
+        with _journal.exclusive(self.database):
+            removed = self._locked(attempt, "empty the unified tables", _ALL_TABLES)
+        return self._result(changed=True, counts=removed)
+
+    def _counts(self, tables) -> dict[str, int]:
+        return {name: self.database.value(self.schema.compose("SELECT count(*) FROM {table}", table=name)) for name in tables}
+
     def _findings(self, projection: Projection) -> DataFindings:
         return DataFindings(self.database, projection, self.options.sample_size, self.options.mask_pii)
 
@@ -163,8 +196,7 @@ class AtomicCopy:
                 f"it was made with other settings of {', '.join(changed)}",
                 "Set them as they were, or undo it first with rollback.yml -e rollback_mode=abort",
             )
-        counts = {name: self.database.value(self.schema.compose(f"SELECT count(*) FROM {{{name}}}")) for name in _mapping.FILLED}
-        result = self._result(changed=False, finished=True, counts=counts)
+        result = self._result(changed=False, finished=True, counts=self._counts(_mapping.FILLED))
         return {**run["summary"], **result}
 
     def _result(self, **values) -> dict[str, Any]:
@@ -174,7 +206,7 @@ class AtomicCopy:
         with self.clock.phase("take down indexes and foreign keys") as phase:
             phase["rows"] = self._take_down()
         try:
-            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes", _mapping.SOURCES)
+            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes", _ALL_TABLES)
         except BaseException:
             # The unified tables are empty again: leave them as they were found. Where that cannot be, the journal has the
             # list, and the next run or an abort puts everything back; what the operator must hear is the first error.
@@ -214,20 +246,20 @@ class AtomicCopy:
             self._refuse_foreign_rows()
             return _deferral.take_down(self.database, self.schema)
 
-        return self._locked(attempt, "take down indexes and foreign keys of the unified tables", _mapping.SOURCES + _mapping.UNIFIED_TABLES)
+        return self._locked(attempt, "take down indexes and foreign keys of the unified tables", _ALL_TABLES)
 
     def _put_back(self) -> int:
         return self._locked(
             lambda: _deferral.put_back(self.database, self.schema),
             "put back the indexes and foreign keys of the unified tables",
-            _mapping.SOURCES + _mapping.UNIFIED_TABLES,
+            _ALL_TABLES,
         )
 
     def _refuse_foreign_rows(self) -> None:
         """Refuse unified tables that hold rows: a finished run is not under way, so they are nobody's we know."""
         filled = [
             name for name in _mapping.FILLED
-            if self.database.value(self.schema.compose(f"SELECT EXISTS (SELECT FROM {{{name}}})"))
+            if self.schema[name].exists and self.database.value(self.schema.compose("SELECT EXISTS (SELECT FROM {table})", table=name))
         ]
         if filled:
             raise UnifiedUserError(
@@ -240,20 +272,25 @@ class AtomicCopy:
     def _copy_in_transaction(self) -> dict[str, Any]:
         database, options = self.database, self.options
         with self.clock.phase("lock the legacy tables"):
-            database.execute(
-                sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(comma(self.schema.table(name) for name in _mapping.SOURCES))
-            )
-        # Only the locks were to be hurried; what follows waits for nobody.
-        database.execute("SET LOCAL lock_timeout = 0")
+            # All at once and under lock_timeout: nothing after this waits for anybody.
+            for names, mode in ((_mapping.SOURCES, "SHARE ROW EXCLUSIVE"), (_mapping.UNIFIED_TABLES, "ACCESS EXCLUSIVE")):
+                database.execute(
+                    sql.SQL("LOCK TABLE {} IN {} MODE").format(
+                        comma(self.schema.table(name) for name in names if self.schema[name].exists), sql.SQL(mode)
+                    )
+                )
         self._refuse_foreign_rows()
         run = _journal.start_run(database, "atomic", options.schema, asdict(options.policies), options.mapping or {})
         projection = self._projection(
-            compose("(SELECT (started_at AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.run WHERE id = {id})", {"id": sql.Literal(run["id"])})
+            compose(
+                "(SELECT (started_at AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.run WHERE id = {id})",
+                {"id": sql.Literal(run["id"])},
+            )
         )
         self._identities(projection)
         refuse("migrate the data", self._findings(projection).collect((BLOCKER,), prepared=True))
         counts = self._fill(projection)
-        summary = {"counts": counts, **self._summary(projection)}
+        summary = {"counts": counts, **self._summary(projection, counts["new_bookings"])}
         with self.clock.phase("build indexes and foreign keys") as phase:
             phase["rows"] = _deferral.put_back(database, self.schema)
         with self.clock.phase("analyze"):
@@ -278,15 +315,15 @@ class AtomicCopy:
         for name, (columns, select) in _targets(projection).items():
             with self.clock.phase(self.schema[name].name) as phase:
                 counts[name] = phase["rows"] = self.database.execute(
-                    compose("INSERT INTO {table} ({columns}) {select}", {"table": self.schema.table(name), "columns": comma(columns), "select": select})
+                    self.schema.compose("INSERT INTO {table} ({columns}) {select}", table=name, columns=comma(columns), select=select)
                 )
         with self.clock.phase("journal") as phase:
             phase["rows"] = _journal.fill_identity_map(self.database, projection.identity_map())
             counts["quarantine"] = _journal.fill_quarantine(self.database, projection.quarantine())
         return counts
 
-    def _summary(self, projection: Projection) -> dict[str, Any]:
-        """Count what the contract wants counted beside the rows (sections 2 and 3)."""
+    def _summary(self, projection: Projection, copied: int) -> dict[str, Any]:
+        """Count what the contract wants counted beside the rows (sections 2 and 3); ``copied`` bookings are in new_bookings."""
         with self.clock.phase("count"):
             identities = self.database.row(self.schema.compose(_CREDENTIAL_COUNTS, carried=projection.carried()))
             identities.update(
@@ -297,14 +334,21 @@ class AtomicCopy:
             not_carried = {
                 table: self.database.value(
                     self.schema.compose(
-                        f"SELECT count(*) FROM {{{table}}} AS t JOIN member AS m ON m.side = 0 AND m.source_id = t.{{{table}.userId}}"
+                        "SELECT count(*) FROM {source} AS t JOIN member AS m ON m.side = 0 AND m.source_id = t.{source.userId}"
                         " WHERE NOT {carried}",
-                        carried=projection.carried(),
+                        source=table, carried=projection.carried(),
                     )
                 )
                 for table in ("accounts", "sessions")
             }
-            bookings = self.database.row(self.schema.compose(_BOOKING_COUNTS, key=projection.booking_key("t")))
+            bookings = self.database.row(
+                self.schema.compose(
+                    _BOOKING_COUNTS,
+                    booking_key=projection.booking_key("t"),
+                    customer_key=identity_key(self.schema.compose("c.{customers.email}"), self.options.policies.email_match),
+                )
+            )
+            bookings["by_guest"] = copied - bookings["by_customer"] - bookings["by_email"]
         return {"identities": identities, "not_carried": not_carried, "bookings": bookings}
 
 
@@ -327,16 +371,12 @@ FROM (
 """
 
 _BOOKING_COUNTS = """
-SELECT count(*) FILTER (WHERE t.{bookings.customerId} IS NOT NULL) AS by_customer,
-       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND p.key IS NOT NULL) AS by_email,
-       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND g.key IS NOT NULL) AS by_guest,
-       count(*) FILTER (WHERE t.{bookings.customerId} IS NULL AND NOT p.verified) AS by_email_unverified,
-       count(*) FILTER (WHERE c.key <> {key}) AS key_differs
-FROM {bookings} AS t
-LEFT JOIN member AS c ON c.side = 1 AND c.source_id = t.{bookings.customerId}
-LEFT JOIN (SELECT key, bool_or(verified) AS verified FROM member GROUP BY key) AS p
-  ON p.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END
-LEFT JOIN guest AS g ON g.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END
+SELECT (SELECT count(t.{bookings.customerId}) FROM {bookings} AS t) AS by_customer,
+       (SELECT count(*) FROM {bookings} AS t JOIN {customers} AS c ON c.{customers.id} = t.{bookings.customerId}
+        WHERE {customer_key} <> {booking_key}) AS key_differs,
+       count(*) AS by_email, count(*) FILTER (WHERE NOT m.any_verified) AS by_email_unverified
+FROM {bookings} AS t JOIN member AS m ON m.position = 1 AND m.key = {booking_key}
+WHERE t.{bookings.customerId} IS NULL
 """
 
 
@@ -351,44 +391,3 @@ def _targets(projection: Projection) -> dict[str, tuple]:
         "new_bookings": projection.new_bookings(),
         "_UserFavorites": projection.favourites(),
     }
-
-
-def undo(database: Database, options: Options, check_mode: bool = False) -> dict[str, Any]:
-    """Empty the unified tables, put back what is down and mark the run as aborted. The legacy side is not touched.
-
-    Args:
-        database: an open session.
-        options: of the run to undo.
-        check_mode: only count.
-
-    Returns:
-        ``changed`` and ``counts`` of the rows removed, by unified table.
-
-    Raises:
-        UnifiedUserError: another run is under way, a lock is not to be had, or rows are there that no run made.
-    """
-    copy = AtomicCopy(database, options)
-    schema = copy.schema
-    present = [name for name in _mapping.UNIFIED_TABLES if schema[name].exists]
-
-    def counts() -> dict[str, int]:
-        return {name: database.value(schema.compose(f"SELECT count(*) FROM {{{name}}}")) for name in present}
-
-    run = _journal.current_run(database)
-    if run is None and not (_journal.exists(database) and _deferral.recorded(database)):
-        if any(counts().values()):
-            copy._refuse_foreign_rows()
-        return copy._result(changed=False, counts=dict.fromkeys(present, 0))
-    if check_mode:
-        return copy._result(changed=True, counts=counts())
-
-    def attempt() -> dict[str, int]:
-        removed = counts()
-        database.execute(sql.SQL("TRUNCATE {}").format(comma(schema.table(name) for name in present)))
-        _deferral.put_back(database, schema)
-        _journal.abort_run(database)
-        return removed
-
-    with _journal.exclusive(database):
-        removed = copy._locked(attempt, "empty the unified tables", _mapping.SOURCES + tuple(present))
-    return copy._result(changed=True, counts=removed)

@@ -127,7 +127,7 @@ executed_queries:
 """
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, undo
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 
 
 def transform(module: UnifiedUserModule) -> dict:
@@ -135,11 +135,11 @@ def transform(module: UnifiedUserModule) -> dict:
     options = Options.from_parameters(module.params)
     database = module.connect()
     try:
+        copy = AtomicCopy(database, options)
         if module.params["state"] == "absent":
-            result = undo(database, options, module.check_mode)
+            result = copy.undo(module.check_mode)
             before, after = result["counts"], dict.fromkeys(result["counts"], 0)
         else:
-            copy = AtomicCopy(database, options)
             result = copy.plan() if module.check_mode else copy.run()
             before, after = dict.fromkeys(result["counts"], 0), result["counts"]
     finally:
