@@ -1,5 +1,3 @@
-# Copyright: (c) 2026, RNLT Labs
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The reference data set of the contract (section 3), at any size, made inside the server.
 
 Every value is a function of a row's number, so two loads give the same bytes, and no row travels through the client.
@@ -200,7 +198,8 @@ WHERE i % modulus = remainder
 _SESSIONS = r"""
 INSERT INTO sessions (id, "sessionToken", "userId", expires)
 SELECT pg_temp.cuid('session' || device, i), md5('token' || device || i) || md5(i || 'token'), pg_temp.cuid('owner', i),
-       CASE WHEN i % 8 = 3 THEN timestamp '2025-06-01 12:00:00.123' ELSE timestamp '2095-01-01' + pg_temp.pick(i, 16, 5000000) * interval '1 second' END
+       CASE WHEN i % 8 = 3 THEN timestamp '2025-06-01 12:00:00.123'
+            ELSE timestamp '2095-01-01' + pg_temp.pick(i, 16, 5000000) * interval '1 second' END
 FROM shape, generate_series(1, owners) AS i, generate_series(1, 2) AS device
 WHERE i % 2 = 1 AND (device = 1 OR i % 6 = 1)
 """
@@ -272,7 +271,8 @@ FROM (
 # A customer's further favourites follow the first one, so no pair appears twice.
 _FAVORITES = r"""
 INSERT INTO "_CustomerFavorites" ("A", "B")
-SELECT pg_temp.cuid('customer', 1 + n % customers), pg_temp.cuid('studio', 1 + (pg_temp.pick(1 + n % customers, 43, studios) + n / customers) % studios)
+SELECT pg_temp.cuid('customer', 1 + n % customers),
+       pg_temp.cuid('studio', 1 + (pg_temp.pick(1 + n % customers, 43, studios) + n / customers) % studios)
 FROM shape, generate_series(0, favorites - 1) AS n
 """
 
@@ -303,7 +303,7 @@ _STATEMENTS = (
 
 def owner_email(number):
     """Return the address of an owner by number, from 1 on."""
-    return "%s%d@massage.example" % ("Studio" if number % 10 == 7 else "studio", number)
+    return f"{'Studio' if number % 10 == 7 else 'studio'}{number}@massage.example"
 
 
 def customer_email(connection, number, shape=None):
@@ -347,7 +347,7 @@ def _fill(cursor, shape, schema):
     for table in TABLES:
         cursor.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(schema, table)))
         if cursor.fetchone()[0]:
-            raise ValueError("table %s.%s already holds rows: load into a fresh database" % (schema, table))
+            raise ValueError(f"table {schema}.{table} already holds rows: load into a fresh database")
     # The rows refer to each other by construction; checking a million foreign keys one by one is most of the time.
     cursor.execute("SET LOCAL session_replication_role = replica")
     cursor.execute("SET LOCAL jit = off")
@@ -357,7 +357,7 @@ def _fill(cursor, shape, schema):
     cursor.execute("INSERT INTO shape VALUES %s", (tuple(fields.values()),))
     cursor.execute(_FUNCTIONS.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
     counts = {}
-    for table, statement in zip(TABLES, _STATEMENTS):
+    for table, statement in zip(TABLES, _STATEMENTS, strict=True):
         cursor.execute(statement)
         counts[table] = cursor.rowcount
     return counts
@@ -386,10 +386,7 @@ def main(arguments=None):
     parser.add_argument("--guests", type=float, default=0.05, help="with --bookings: share of bookings by guests")
     parser.add_argument("--joined", type=float, default=0.02, help="with --bookings: share of owners who are customers too")
     options = parser.parse_args(arguments)
-    if options.bookings:
-        shape = benchmark_shape(options.bookings, options.guests, options.joined)
-    else:
-        shape = reference_shape(options.factor)
+    shape = benchmark_shape(options.bookings, options.guests, options.joined) if options.bookings else reference_shape(options.factor)
     connection = psycopg2.connect(options.dsn)
     connection.autocommit = True
     started = time.monotonic()
@@ -398,9 +395,8 @@ def main(arguments=None):
     finally:
         connection.close()
     for table, rows in counts.items():
-        print("%-28s %10d" % (table, rows))
-    seconds = time.monotonic() - started
-    print("%-28s %10d in %.1f s" % ("total", sum(counts.values()), seconds))
+        print(f"{table:28} {rows:10}")
+    print(f"{'total':28} {sum(counts.values()):10} in {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,3 @@
-# Copyright: RNLT Labs
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Variants of the reference application's schema, made from a migrated database.
 
 The contract (section 1) resolves columns by their Prisma name or its snake_case form, so the tests need
@@ -39,7 +37,7 @@ def apply_variant(connection, variant, schema="public"):
     :raises ValueError: for an unknown variant.
     """
     if variant not in VARIANTS:
-        raise ValueError("unknown schema variant %r: choose one of %s" % (variant, ", ".join(VARIANTS)))
+        raise ValueError(f"unknown schema variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     if variant == "camelCase":
         return 0
     with connection.cursor() as cursor:

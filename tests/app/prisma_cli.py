@@ -1,0 +1,120 @@
+"""The real Prisma CLI against an embedded cluster, without the native engine that it would download.
+
+What it needs is installed from the lock file once, below .cache, under a name made from the files that decide it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+APPLICATION = Path(__file__).resolve().parent
+PRISMA_DIRECTORY = APPLICATION / "prisma"
+CACHE = APPLICATION.parent.parent / ".cache"
+_SOURCES = (".npmrc", "package.json", "package-lock.json", "prisma.config.ts")
+# The CLI looks for both engines and would download them; it never runs them here.
+_EMPTY_ENGINE = "empty-engine"
+
+
+class PrismaCliError(Exception):
+    """The CLI could not be installed. The message says what to do."""
+
+
+def install():
+    """Install the CLI from the lock file unless it is there, and return its directory.
+
+    Safe to call from several processes at once.
+
+    Raises:
+        PrismaCliError: npm is missing or could not install the packages.
+    """
+    digest = hashlib.sha256(b"\0".join((APPLICATION / name).read_bytes() for name in _SOURCES)).hexdigest()
+    directory = CACHE / f"prisma-cli-{digest[:16]}"
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / "prisma-cli.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.is_dir():
+            for outdated in CACHE.glob("prisma-cli-*/"):
+                shutil.rmtree(outdated)
+            _install_into(directory)
+    return directory
+
+
+def _install_into(directory):
+    if not shutil.which("npm") or not shutil.which("node"):
+        raise PrismaCliError("Failed to install the Prisma CLI: node or npm is missing. Run make setup, or install nodejs (18.18 or later) and npm.")
+    partial = Path(tempfile.mkdtemp(prefix="prisma-cli.partial-", dir=CACHE))
+    try:
+        for name in _SOURCES:
+            shutil.copy(APPLICATION / name, partial / name)
+        (partial / _EMPTY_ENGINE).touch()
+        result = subprocess.run(
+            ["npm", "ci", "--loglevel=error"], cwd=partial, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+        )
+        if result.returncode:
+            raise PrismaCliError(f"Failed to install the Prisma CLI: npm ci ended with status {result.returncode}. Its output:\n{result.stdout}")
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class PrismaCli:
+    """Runs Prisma CLI commands on one database of a cluster.
+
+    Args:
+        cluster: an embedded cluster, reached over its socket.
+        dbname: the database.
+        directory: where schema.prisma and migrations/ are; default the reference application's.
+        schema: the schema that the tables are in.
+    """
+
+    def __init__(self, cluster, dbname, directory=PRISMA_DIRECTORY, schema="public"):
+        self._installation = install()
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._installation),
+            "PGHOST": str(cluster.host),
+            "PGPORT": str(cluster.port),
+            "PGUSER": cluster.user,
+            "PGDATABASE": dbname,
+            "PRISMA_DIRECTORY": str(directory),
+            "PRISMA_SCHEMA": schema,
+            "PRISMA_QUERY_ENGINE_LIBRARY": str(self._installation / _EMPTY_ENGINE),
+            "PRISMA_SCHEMA_ENGINE_BINARY": str(self._installation / _EMPTY_ENGINE),
+            "CHECKPOINT_DISABLE": "1",
+            # The schema file asks for it; the adapter of prisma.config.ts is used in its stead.
+            "DATABASE_URL": "postgresql://unused.invalid/unused",
+            "CI": "1",
+            "NO_COLOR": "1",
+        }
+
+    def start(self, *arguments):
+        """Start a command, e.g. ``start("migrate", "deploy")``, and return its Popen with standard output and error in one pipe."""
+        return subprocess.Popen(
+            ["node", "node_modules/prisma/build/index.js", *arguments],
+            cwd=self._installation,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments, timeout=120):
+        """Run a command to its end and return a CompletedProcess; stdout holds both streams.
+
+        Raises:
+            subprocess.TimeoutExpired: after ``timeout`` seconds; the command has been ended.
+        """
+        with self.start(*arguments) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
