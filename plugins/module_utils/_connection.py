@@ -86,13 +86,14 @@ class Database:
         return next(iter(row.values())) if row else None
 
     @contextlib.contextmanager
-    def transaction(self, modes: str = "") -> Iterator[Database]:
+    def transaction(self, modes: str = "ISOLATION LEVEL READ COMMITTED") -> Iterator[Database]:
         """Run the block in one transaction: committed at its end, rolled back on any exception.
 
         Args:
-            modes: transaction modes after BEGIN, e.g. ``"ISOLATION LEVEL REPEATABLE READ, READ ONLY"``.
+            modes: transaction modes after BEGIN, e.g. ``"ISOLATION LEVEL REPEATABLE READ, READ ONLY"``. The default is said
+                out loud: where the database defaults to more, a snapshot from before a lock would hide what the lock waited for.
         """
-        self.execute(f"BEGIN {modes}".strip())
+        self.execute(f"BEGIN {modes}")
         try:
             yield self
         except BaseException:
