@@ -181,26 +181,22 @@ def build(image: str, of_release: dict[str, str]) -> None:
     options = [f"--aptopt={line}" for line in acquire_settings(run("apt-config", "dump").stdout)]
     options += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
     say(f"making a system of {of_release['VERSION_CODENAME']} with {', '.join(HOST_PACKAGES)} (about a minute)")
+    make = privileged("mmdebstrap", "--variant=minbase", f"--include={','.join(HOST_PACKAGES)}", *options)
+    make += [f"--customize-hook={CONFIGURE}", "--format=tar", of_release["VERSION_CODENAME"], "-", *sources]
+    take = privileged("podman", "import", "--quiet", "--change", 'CMD ["/lib/systemd/systemd"]')
+    take += ["--change", f"LABEL {LABEL}=1", "-", image]
     with tempfile.TemporaryFile("w+") as log:
-        maker = subprocess.Popen(
-            privileged("mmdebstrap", "--variant=minbase", f"--include={','.join(HOST_PACKAGES)}", *options)
-            + [f"--customize-hook={CONFIGURE}", "--format=tar", of_release["VERSION_CODENAME"], "-", *sources],
-            env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-        )
-        importer = subprocess.run(
-            privileged("podman", "import", "--quiet", "--change", 'CMD ["/lib/systemd/systemd"]')
-            + ["--change", f"LABEL {LABEL}=1", "-", image],
-            env=environment(), stdin=maker.stdout, capture_output=True, text=True, check=False,
-        )
+        maker = subprocess.Popen(make, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
+        taker = subprocess.run(take, env=environment(), stdin=maker.stdout, capture_output=True, text=True, check=False)
         maker.stdout.close()
-        made = maker.wait()
-        log.seek(0)
-        if made != 0:
-            # A tar that stopped in the middle may still have been imported.
+        if maker.wait() != 0:
+            # A tar that stopped in the middle may have been imported all the same.
             run("podman", "rmi", "--force", image, check=False)
-            raise ImageError("Failed to make the test host's system: mmdebstrap said:\n" + "".join(log.readlines()[-15:]) + "See to that and run it again.")
-    if importer.returncode != 0:
-        raise ImageError(f"Failed to import the test host's image: {importer.stderr.strip()}. See to that and run it again.")
+            log.seek(0)
+            words = "".join(log.readlines()[-15:])
+            raise ImageError(f"Failed to make the test host's system: mmdebstrap said:\n{words}See to that and run it again.")
+    if taker.returncode != 0:
+        raise ImageError(f"Failed to import the test host's image: {taker.stderr.strip()}. See to that and run it again.")
     say(f"made in {time.monotonic() - started:.0f} s")
 
 

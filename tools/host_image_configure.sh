@@ -16,22 +16,22 @@ PermitRootLogin no
 UseDNS no
 CONF
 
-# Every container makes host keys of its own when it starts.
+# Every container makes a host key of its own when it starts.
 rm -f "$root"/etc/ssh/ssh_host_*
-cat > "$root/etc/systemd/system/ssh-host-keys.service" <<'UNIT'
+cat > "$root/etc/systemd/system/ssh-host-key.service" <<'UNIT'
 [Unit]
-Description=Host keys of this container
+Description=Host key of this container
 Before=ssh.service ssh.socket
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/ssh-keygen -A
+ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key
 
 [Install]
 WantedBy=multi-user.target
 RequiredBy=ssh.service
 UNIT
-in_root systemctl enable --quiet ssh-host-keys.service ssh.service
+in_root systemctl enable --quiet ssh-host-key.service ssh.service
 if [ -e "$root/lib/systemd/system/ssh.socket" ]; then
     in_root systemctl disable --quiet ssh.socket
 fi
