@@ -34,14 +34,18 @@ find_python() {
 make_environment() {
     local stamp python
     stamp=".venv/.locked-$(sha256sum requirements/dev.txt | cut -c1-16)"
-    if [ -e "$stamp" ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
-    if ! python=$(find_python); then
-        apt_install python3 python3-venv || apt_install python3.11 python3.11-venv || true
-        python=$(find_python) || fail "find a Python from 3.11 to 3.13 that has venv: none of python3.13, python3.12, python3.11, python3 fits. Install python3.11 and python3.11-venv, or run make setup PYTHON=/path/to/python."
+    if [ -e "$stamp" ] && fits .venv/bin/python; then return; fi
+    if fits .venv/bin/python; then
+        say "bringing .venv up to the lock"
+    else
+        if ! python=$(find_python); then
+            apt_install python3 python3-venv || apt_install python3.11 python3.11-venv || true
+            python=$(find_python) || fail "find a Python from 3.11 to 3.13 that has venv: none of python3.13, python3.12, python3.11, python3 fits. Install python3.11 and python3.11-venv, or run make setup PYTHON=/path/to/python."
+        fi
+        say "making .venv with $("$python" --version)"
+        rm -rf .venv
+        "$python" -m venv .venv
     fi
-    say "making .venv with $("$python" --version)"
-    rm -rf .venv
-    "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt 2>&1 \
         | { grep -v '^WARNING: Location' || true; }
     touch "$stamp"
@@ -60,6 +64,18 @@ offer_debian_postgresql() {
     touch .cache/postgresql-15-asked
 }
 
+# The tests run the real Prisma CLI, which needs Node.js 18.18 or later.
+offer_node() {
+    local wanted='const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 18 || (major === 18 && minor >= 18) ? 0 : 1)'
+    if command -v npm >/dev/null && node -e "$wanted" 2>/dev/null; then return; fi
+    [ -e .cache/node-asked ] && return
+    if become >/dev/null; then apt_install nodejs npm || true; fi
+    if ! command -v npm >/dev/null || ! node -e "$wanted" 2>/dev/null; then
+        say "Node.js 18.18 or later and npm are not there and could not be installed: the tests with the real Prisma CLI will fail"
+    fi
+    touch .cache/node-asked
+}
+
 # Two terminals may start at once; the second waits and finds all done.
 mkdir -p .cache
 exec 9>.cache/setup.lock
@@ -68,3 +84,4 @@ flock 9
 make_environment
 .venv/bin/python tools/install_collections.py
 offer_debian_postgresql
+offer_node

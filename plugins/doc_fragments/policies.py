@@ -18,7 +18,8 @@ options:
   mapping:
     description:
       - What the application calls its tables and columns, where it differs from the default names.
-      - Written as C({tables: {<logical table>: {name: <actual table>, columns: {<logical column>: <actual column>}}}}).
+      - >-
+        Written as C({tables: {<logical table>: {name: <actual table>, columns: {<logical column>: <actual column>}}}}).
       - Without an entry a table has its logical name, and a column its logical name or the snake_case form of it.
     type: dict
   email_match:
