@@ -17,7 +17,7 @@ $(READY): requirements/dev.txt requirements/collections.yml requirements/collect
 	@touch $@
 
 demo: setup ## migrate a real PostgreSQL database with the reference case
-	@$(PY) tools/demo.py run
+	@$(PY) tools/demo.py run $(if $(RESET),--reset)
 
 psql: setup ## look at the demo's database
 	@$(PY) tools/demo.py psql
@@ -40,8 +40,8 @@ molecule: setup ## run the scenario on containers with systemd
 bench: setup ## measure the transformation against its references
 	@$(PY) tools/bench.py
 
-changelog: setup ## rewrite CHANGELOG.rst from changelogs/
-	@.venv/bin/antsibull-changelog generate
+changelog: setup ## rewrite CHANGELOG.rst from changelogs/fragments
+	@$(PY) tools/changelog.py
 
 lock: ## compile requirements/*.in into the locks
 	@bash tools/lock.sh
