@@ -323,24 +323,17 @@ class Backup:
         same = proof.get("sha256") == self.manifest["sha256"] and proof.get("manifest_sha256") == self.manifest_sha256
         return proof if same else None
 
-    def require_proof(self, database: str) -> dict[str, Any]:
-        """Return the proof of a backup that is about to be relied on.
-
-        Raises:
-            UnifiedUserError: it was never proven, or what was proven is another dump, or it is of another database.
-        """
-        action = f"go back to backup {self.path}"
-        if self.manifest["database"] != database:
-            cause = f"it is a backup of database {self.manifest['database']}, not of {database}"
-            raise UnifiedUserError(action, cause, "Choose a backup of this database")
-        proof = self.proof()
-        if proof:
-            return proof
+    def require_proof(self) -> None:
+        """Raise unless this very dump was restored and compared."""
+        if self.proof():
+            return
         cause = "no restore test has proven it"
         if os.path.exists(os.path.join(self.path, PROOF)):
             cause = f"its {PROOF} is about another dump: the sha256 proven is not that of the files here"
         raise UnifiedUserError(
-            action, cause, "Prove it first with the module database_restore, state tested (role restore_test), or choose a proven one"
+            f"go back to backup {self.path}",
+            cause,
+            "Prove it first with the module database_restore, state tested (role restore_test), or choose a proven one",
         )
 
     def write_proof(self, facts: dict[str, Any]) -> str:

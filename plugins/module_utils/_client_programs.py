@@ -194,10 +194,10 @@ def explain(stderr: str, secrets: Sequence[str]) -> str:
     lines = [line.strip() for line in stderr.splitlines() if _ERROR_LINE.search(line) and not _DATA_LINE.search(line)]
     if not lines:
         lines = [line.strip() for line in stderr.splitlines() if line.strip() and not _DATA_LINE.search(line)][-3:]
-    text = "; ".join(dict.fromkeys(lines[:5])) or "it said nothing"
+    text = "; ".join(dict.fromkeys(_BAD_VALUE.sub(r"\1(value not shown)", line) for line in lines[:5])) or "it said nothing"
     for secret in filter(None, secrets):
         text = text.replace(secret, "********")
-    text = _EMAIL.sub(r"***\1", _BAD_VALUE.sub(r"\1(value not shown)", text))
+    text = _EMAIL.sub(r"***\1", text)
     return text if len(text) <= 600 else text[:600] + " …"
 
 

@@ -55,14 +55,15 @@ def choose_backup(parameters: dict[str, Any]) -> Backup:
     """Load the backup that the options name, or the newest of this database: a proven one if it is to be gone back to.
 
     Args:
-        parameters: ``backup`` or ``directory``, ``login_db``, ``state``.
+        parameters: ``backup`` or ``directory``, ``login_db``, ``state``, ``require_proof``.
 
     Raises:
-        UnifiedUserError: there is none, or it is of another database.
+        UnifiedUserError: there is none, it is of another database, or it lacks the proof it needs.
     """
     database = parameters["login_db"]
+    proven = parameters["require_proof"] or parameters["state"] == "restored"
     if not parameters.get("backup"):
-        return newest(parameters["directory"], database, proven=parameters["state"] == "restored")
+        return newest(parameters["directory"], database, proven)
     backup = Backup.load(parameters["backup"])
     if backup.manifest["database"] != database:
         raise UnifiedUserError(
@@ -70,6 +71,8 @@ def choose_backup(parameters: dict[str, Any]) -> Backup:
             f"its manifest says it is of database {backup.manifest['database']}, not of {database}",
             "Name a backup of this database or set login_db to the database it was taken of",
         )
+    if proven:
+        backup.require_proof()
     return backup
 
 
@@ -169,8 +172,6 @@ class Restore:
             UnifiedUserError: the backup cannot be trusted or restored, or what came out differs. The copy is dropped.
         """
         started = time.monotonic()
-        if self._state == "restored":
-            self._backup.require_proof(self._backup.manifest["database"])
         self._backup.verify_files()
         admin = connect(self._parameters, self._parameters["maintenance_db"])
         try:

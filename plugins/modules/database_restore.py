@@ -50,6 +50,11 @@ options:
       - The directory that holds the backups.
     type: path
     default: /var/backups/unified_user
+  require_proof:
+    description:
+      - Whether only a backup will do that a restore test has proven, and whose files are still those. O(state=restored) implies it.
+    type: bool
+    default: false
   target:
     description:
       - The database to restore into.
@@ -194,6 +199,7 @@ def main() -> None:
             "state": {"type": "str", "default": "tested", "choices": ["verified", "compared", "tested", "restored"]},
             "backup": {"type": "path"},
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
+            "require_proof": {"type": "bool", "default": False},
             "target": {"type": "str"},
             "jobs": {"type": "int", "default": 2},
             "bin_dir": {"type": "path"},
