@@ -85,6 +85,13 @@ class Artifact:
         if not (self.installed / "MANIFEST.json").exists():
             raise CheckError("it was installed, but is not where it should be")
 
+    def action_group(self) -> None:
+        """meta/runtime.yml's action group lists every module, so that the connection reaches each through module_defaults."""
+        groups = yaml.safe_load((self.installed / "meta" / "runtime.yml").read_text())["action_groups"]
+        listed, there = groups[self.name.split(".")[1]], sorted(path.stem for path in (self.installed / "plugins" / "modules").glob("*.py"))
+        if sorted(listed) != there:
+            raise CheckError(f"meta/runtime.yml lists {', '.join(listed)}; plugins/modules has {', '.join(there)}")
+
     def document(self, kind: str, name: str) -> None:
         """ansible-doc shows a module's or role's documentation, with a description of the whole and of every option."""
         shown = json.loads(self.ansible("ansible-doc", "--json", "--type", kind, f"{self.name}.{name}"))[f"{self.name}.{name}"]
@@ -105,6 +112,7 @@ def checks(artifact: Artifact):
     yield "build", artifact.build
     yield "contents", artifact.contents
     yield "install", artifact.install
+    yield "action group", artifact.action_group
     for module in sorted((artifact.source / "plugins" / "modules").glob("*.py")):
         yield f"documentation of module {module.stem}", lambda name=module.stem: artifact.document("module", name)
     for role in sorted((artifact.source / "roles").glob("*/meta/argument_specs.yml")):
