@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, list_tables, measure_rows
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
@@ -164,15 +165,28 @@ class AtomicCopy:
             return self._result(changed=True, counts=self._counts(present))
 
         def attempt() -> dict[str, int]:
-            removed = self._counts(present)
+            fix_text_form(self.database)
+            removed, before = self._counts(present), self._legacy_contents()
             self.database.execute(sql.SQL("TRUNCATE {}").format(comma(self.schema.table(name) for name in present)))
             _deferral.put_back(self.database, self.schema)
             _journal.abort_run(self.database)
+            if self._legacy_contents() != before:
+                raise UnifiedUserError(
+                    "empty the unified tables",
+                    "that would have changed rows of the legacy tables, so it was taken back",
+                    "Look for triggers on the unified tables that write to the legacy ones, and disable them",
+                )
             return removed
 
         with _journal.exclusive(self.database):
-            removed = self._locked(attempt, "empty the unified tables", _ALL_TABLES)
+            # One snapshot: what differs afterwards is our doing, whoever else is writing.
+            removed = self._locked(attempt, "empty the unified tables", "REPEATABLE READ")
         return self._result(changed=True, counts=removed)
+
+    def _legacy_contents(self) -> list[dict[str, Any]]:
+        legacy = {self.schema[name].name for name in _mapping.SOURCES}
+        tables = [table for table in list_tables(self.database) if table["schema"] == self.schema.name and table["table"] in legacy]
+        return measure_rows(self.database, tables)
 
     def _counts(self, tables) -> dict[str, int]:
         return {name: self.database.value(self.schema.compose("SELECT count(*) FROM {table}", table=name)) for name in tables}
@@ -206,7 +220,7 @@ class AtomicCopy:
         with self.clock.phase("take down indexes and foreign keys") as phase:
             phase["rows"] = self._take_down()
         try:
-            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes", _ALL_TABLES)
+            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes")
         except BaseException:
             # The unified tables are empty again: leave them as they were found. Where that cannot be, the journal has the
             # list, and the next run or an abort puts everything back; what the operator must hear is the first error.
@@ -215,12 +229,14 @@ class AtomicCopy:
             raise
         return result
 
-    def _locked(self, attempt: Callable[[], Any], action: str, tables) -> Any:
-        names = [self.schema.table(table).as_string(self.database.connection) for table in tables]
+    def _locked(self, attempt: Callable[[], Any], action: str, isolation: str = "READ COMMITTED") -> Any:
+        """Attempt something in a transaction that takes strong locks, until it gets them."""
+        names = [self.schema.table(table).as_string(self.database.connection) for table in _ALL_TABLES]
+        done = len(self.clock.phases)
 
         def one_attempt():
-            self.clock.phases[:] = [phase for phase in self.clock.phases if phase["name"].startswith("take down")]
-            with self.database.transaction():
+            del self.clock.phases[done:]
+            with self.database.transaction(f"ISOLATION LEVEL {isolation}"):
                 self._settings()
                 return attempt()
 
@@ -246,13 +262,12 @@ class AtomicCopy:
             self._refuse_foreign_rows()
             return _deferral.take_down(self.database, self.schema)
 
-        return self._locked(attempt, "take down indexes and foreign keys of the unified tables", _ALL_TABLES)
+        return self._locked(attempt, "take down indexes and foreign keys of the unified tables")
 
     def _put_back(self) -> int:
         return self._locked(
             lambda: _deferral.put_back(self.database, self.schema),
             "put back the indexes and foreign keys of the unified tables",
-            _ALL_TABLES,
         )
 
     def _refuse_foreign_rows(self) -> None:

@@ -143,6 +143,16 @@ def test_undo_empties_the_unified_tables_and_touches_nothing_else(session):
     assert AtomicCopy(session, Options()).run()["changed"]
 
 
+def test_undo_that_would_change_the_legacy_side_is_taken_back(session):
+    AtomicCopy(session, Options()).run()
+    session.execute("CREATE FUNCTION public.tidy() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM public.sessions; RETURN NULL; END'")
+    session.execute("CREATE TRIGGER tidy AFTER TRUNCATE ON public.new_sessions FOR EACH STATEMENT EXECUTE FUNCTION public.tidy()")
+    before = sums(session, SOURCES + FILLED)
+    with pytest.raises(UnifiedUserError, match="would have changed rows of the legacy tables"):
+        AtomicCopy(session, Options()).undo()
+    assert sums(session, SOURCES + FILLED) == before
+
+
 def test_rows_of_nobody_known_are_refused(session):
     before = catalogue(session)
     session.execute("INSERT INTO public.users (id, email, \"updatedAt\") VALUES ('u', 'someone@example.com', now())")
