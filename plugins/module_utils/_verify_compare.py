@@ -1,0 +1,169 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Comparing a table with its image: counting first, and listing what differs only when there is something to list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import differs
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_images import Image
+
+MISSING = "missing"
+UNEXPECTED = "unexpected"
+DIFFERENT = "different"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of comparing one table with its image.
+
+    Attributes:
+        expected: rows that must be there.
+        actual: rows that are there.
+        missing: rows that must be there and are not.
+        unexpected: rows that are there and have no source.
+        different: rows that are there and differ in a column.
+        born_after: rows without a source that were born after cut-over; not among the unexpected.
+        changed_since: rows that were changed after cut-over; not among the different.
+        samples: a few of the differences.
+        columns: differing column -> rows that differ there.
+    """
+
+    expected: int
+    actual: int
+    missing: int
+    unexpected: int
+    different: int
+    born_after: int
+    changed_since: int
+    samples: list[str]
+    columns: dict[str, int]
+
+    @property
+    def differing(self) -> int:
+        """How many rows are not as they must be."""
+        return self.missing + self.unexpected + self.different
+
+
+class Comparer:
+    """Compares tables with their images in one session.
+
+    Args:
+        database: an open session; it only runs SELECTs.
+        sample_size: how many samples a difference shows at most.
+    """
+
+    def __init__(self, database: Database, sample_size: int) -> None:
+        self.database = database
+        self.sample_size = sample_size
+
+    def compare(self, image: Image) -> Comparison:
+        """Compare every column of every row.
+
+        Raises:
+            psycopg2.Error: as the server reports it.
+        """
+        counts = self.database.row(self._counting(image))
+        born = 0
+        if image.born is not None and counts["actual"] != counts["found"]:
+            born = self.database.value(self._listing(image, "SELECT count(*) FROM difference WHERE kind = 'born'"))
+        missing = counts["expected"] - counts["found"]
+        # Two expected rows with one key find the same row: then fewer rows are there than were found.
+        unexpected = abs(counts["actual"] - counts["found"] - born)
+        samples, columns = [], {}
+        if missing or unexpected or counts["different"]:
+            samples, columns = self._samples(image)
+        return Comparison(
+            counts["expected"], counts["actual"], missing, unexpected, counts["different"], born, counts["changed_since"], samples, columns
+        )
+
+    def _differs(self, image: Image):
+        return compose(
+            "({conditions})",
+            {
+                "conditions": sql.SQL(" OR ").join(
+                    [
+                        differs(column, compose("e.{c}", {"c": sql.Identifier(name)}), compose("a.{c}", {"c": sql.Identifier(name)}))
+                        for name, column in image.columns.items()
+                    ]
+                )
+            },
+        )
+
+    def _parts(self, image: Image) -> dict[str, object]:
+        return {
+            "expected": image.expected,
+            "table": image.table,
+            "key": compose("a.{c}", {"c": sql.Identifier(image.key[0])}),
+            "same": all_of(compose("a.{c} = e.{c}", {"c": sql.Identifier(name)}) for name in image.key),
+            "differs": self._differs(image),
+            "changed": image.changed or sql.SQL("FALSE"),
+        }
+
+    def _counting(self, image: Image):
+        # The comparison stands in FILTER, never in WHERE, where equality misleads the planner's estimates.
+        return compose(
+            "SELECT count(*) AS expected, count({key}) AS found,"
+            " count(*) FILTER (WHERE {key} IS NOT NULL AND {differs} AND NOT {changed}) AS different,"
+            " count(*) FILTER (WHERE {key} IS NOT NULL AND {differs} AND {changed}) AS changed_since,"
+            " (SELECT count(*) FROM {table}) AS actual FROM ({expected}) AS e LEFT JOIN {table} AS a ON {same}",
+            self._parts(image),
+        )
+
+    def _listing(self, image: Image, question: str, **extra):
+        parts = self._parts(image)
+        here = compose("a.{c}", {"c": sql.Identifier(image.key[0])})
+        wanted = compose("e.{c}", {"c": sql.Identifier(image.key[0])})
+        parts.update(
+            extra,
+            here=here, wanted=wanted, born=image.born or sql.SQL("FALSE"),
+            keys=comma(compose("coalesce(a.{c}, e.{c}) AS {c}", {"c": sql.Identifier(name)}) for name in image.key),
+            names=comma(
+                compose(
+                    "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND {differs} THEN {name} END",
+                    {
+                        "here": here, "wanted": wanted, "name": sql.Literal(name),
+                        "differs": differs(column, compose("e.{c}", {"c": sql.Identifier(name)}), compose("a.{c}", {"c": sql.Identifier(name)})),
+                    },
+                )
+                for name, column in image.columns.items()
+            ),
+            label=image.label,
+        )
+        return compose(
+            "WITH difference AS MATERIALIZED (SELECT CASE WHEN {wanted} IS NULL AND {born} THEN 'born' WHEN {wanted} IS NULL THEN 'unexpected'"
+            " WHEN {here} IS NULL THEN 'missing' WHEN {changed} THEN 'changed' ELSE 'different' END AS kind, {keys},"
+            " array_remove(ARRAY[{names}], NULL) AS names"
+            " FROM ({expected}) AS e FULL JOIN {table} AS a ON {same}"
+            " WHERE {here} IS NULL OR {wanted} IS NULL OR {differs}) " + question,
+            parts,
+        )
+
+    def _samples(self, image: Image) -> tuple[list[str], dict[str, int]]:
+        found = {}
+        for kind in (MISSING, UNEXPECTED, DIFFERENT):
+            found[kind] = [
+                f"{kind} {row['label']}" + (f" ({', '.join(row['names'])})" if row["names"] else "")
+                for row in self.database.rows(
+                    self._listing(
+                        image, "SELECT {label} AS label, names FROM difference AS k WHERE kind = {kind} ORDER BY 1 LIMIT {limit}",
+                        kind=sql.Literal(kind), limit=sql.Literal(self.sample_size),
+                    )
+                )
+            ]
+        columns = {
+            row["name"]: row["rows"]
+            for row in self.database.rows(
+                self._listing(
+                    image,
+                    "SELECT name, count(*) AS rows FROM difference, unnest(names) AS name WHERE kind = 'different' GROUP BY 1 ORDER BY 2 DESC, 1",
+                )
+            )
+        }
+        # A few of each kind rather than many of the first.
+        rounds = max(map(len, found.values()), default=0)
+        mixed = [labels[number] for number in range(rounds) for labels in found.values() if number < len(labels)]
+        return mixed[: self.sample_size], columns
