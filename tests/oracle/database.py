@@ -38,10 +38,7 @@ def prepare(connection: Any) -> None:
     """Make a connection exact: UTC, ISO dates, moments as numbers, all digits of a float."""
     extensions.register_type(_READ_MOMENT, connection)
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET extra_float_digits = 1; "
-            "SET standard_conforming_strings = on; SET client_encoding = 'UTF8'"
-        )
+        cursor.execute("SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET extra_float_digits = 1; SET client_encoding = 'UTF8'")
 
 
 def create_tables(connection: Any, layout: Layout) -> None:
@@ -123,8 +120,8 @@ def _row_from_json(layout: Layout, table: str, document: dict[str, Any]) -> Row:
     row = {}
     for actual, value in document.items():
         name = logical.get(actual, f"unknown column {actual}")
-        is_moment = value is not None and name in columns and columns[name].kind == "moment"
-        row[name] = read_moment(value) if is_moment else value
+        read = {"moment": read_moment, "float": float}.get(columns[name].kind) if name in columns else None
+        row[name] = read(value) if read and value is not None else value
     return row
 
 

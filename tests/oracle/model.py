@@ -150,9 +150,9 @@ def trim(text: str) -> str:
     return text.strip(" ")
 
 
-def blank(value: Any) -> bool:
-    """NULL, or text of nothing but spaces."""
-    return value is None or (isinstance(value, str) and trim(value) == "")
+def blank(text: str | None) -> bool:
+    """NULL, or nothing but spaces."""
+    return text is None or trim(text) == ""
 
 
 def usable(email: str | None) -> bool:
@@ -189,7 +189,11 @@ def _only(shape: Shape, table: str, row: Row) -> Row:
     return {name: row.get(name, _default(column)) for name, column in shape.columns(table).items()}
 
 
-def _first_not_blank(values: Iterable[Any]) -> Any:
+def _is_null(value: Any) -> bool:
+    return value is None
+
+
+def _first_not_blank(values: Iterable[str | None]) -> str | None:
     return next((value for value in values if not blank(value)), None)
 
 
@@ -212,9 +216,7 @@ def project(legacy: Legacy, policies: Policies = Policies(), started_at: float =
     if any(blockers.values()):
         return Projection(blockers={name: found for name, found in blockers.items() if found})
 
-    result = Projection(
-        tables={table: {} for table in ("users", "user_role_assignments", "studio_ownership", "new_accounts", "new_sessions", "new_bookings")}
-    )
+    result = Projection(tables={table: {} for table in ("users", "user_role_assignments", "studio_ownership", "new_accounts", "new_sessions", "new_bookings")})
     counts = defaultdict(int)
     carried_owners = set()
     for key, members in identities.items():
@@ -323,12 +325,10 @@ def _sort_bookings(legacy: Legacy, identities: dict[str, list[_Member]], policie
     return found
 
 
-def _blockers(
-    legacy: Legacy, people: list[_Member], identities: dict[str, list[_Member]], bookings: dict[str, Any], policies: Policies
-) -> dict[str, set]:
+def _blockers(legacy: Legacy, people: list[_Member], identities: dict[str, list[_Member]], bookings: dict[str, Any], policies: Policies) -> dict[str, set]:
     """Name -> what is blocked.
 
-    ``duplicate_identities`` holds (key, sorted ids of the whole identity), ``unusable_emails``
+    ``duplicate_identities`` holds (key, the identity's (table, id) pairs), ``unusable_emails``
     (table, id), ``id_collisions`` ids, ``unresolvable_bookings`` booking ids, and
     ``derived_ids_taken`` (source table, source id or key, derived id).
     """
@@ -340,7 +340,8 @@ def _blockers(
         for key, members in identities.items():
             owners = sum(member.is_owner for member in members)
             if owners > 1 or len(members) - owners > 1:
-                blockers["duplicate_identities"].add((key, tuple(sorted(member.row["id"] for member in members))))
+                rows = frozenset((member.table, member.row["id"]) for member in members)
+                blockers["duplicate_identities"].add((key, rows))
     if policies.id_collisions == "fail":
         owner_keys = {row["id"]: identity_key(row["email"], policies) for row in legacy["studio_owners"]}
         blockers["id_collisions"] = {row["id"] for row in legacy["customers"] if _collides(row, owner_keys, policies)}
@@ -381,8 +382,8 @@ def _user(shape: Shape, key: str, members: list[_Member], policies: Policies, co
         if name in user:
             continue
         values = [m.row[name] for m in members if name in _shared(shape, m.table, "users")]
-        first = _first_not_blank(values)
-        user[name] = first if first is not None else values[0] if values else _default(column)
+        is_blank = blank if column.kind == "text" else _is_null
+        user[name] = next((value for value in values if not is_blank(value)), values[0] if values else _default(column))
     return user
 
 

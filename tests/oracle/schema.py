@@ -81,9 +81,7 @@ LEGACY = {
 }
 
 UNIFIED = {
-    "users": _columns(
-        f"id email emailVerified:t? password? name? phone? image?~ primaryRole:R=CUSTOMER isActive:b=true isSuspended:b=false {_STAMPS}"
-    ),
+    "users": _columns(f"id email emailVerified:t? password? name? phone? image?~ primaryRole:R=CUSTOMER isActive:b=true isSuspended:b=false {_STAMPS}"),
     "user_role_assignments": _columns("id userId role:R studioId? grantedBy?~ grantedAt:t~=now expiresAt:t?~"),
     "studio_ownership": _columns("id userId studioId isPrimary:b~=false canTransfer:b~=false invitedBy?~ invitedAt:t~=now acceptedAt:t?~"),
     "new_accounts": _columns(_ACCOUNT),
@@ -178,10 +176,7 @@ class Shape:
         object.__setattr__(
             self,
             "_resolved",
-            {
-                table: {c.name: c for c in listed + self.extra.get(table, ()) if (table, c.name) not in self.without}
-                for table, listed in tables.items()
-            },
+            {table: {c.name: c for c in listed + self.extra.get(table, ()) if (table, c.name) not in self.without} for table, listed in tables.items()},
         )
 
     def __hash__(self) -> int:
@@ -194,9 +189,7 @@ class Shape:
 
 FULL = Shape("full")
 
-MINIMAL = Shape(
-    "minimal", frozenset((table, column.name) for table, columns in {**LEGACY, **UNIFIED}.items() for column in columns if column.optional)
-)
+MINIMAL = Shape("minimal", frozenset((table, column.name) for table, columns in {**LEGACY, **UNIFIED}.items() for column in columns if column.optional))
 
 # Every optional column is missing on exactly one of the sides, and the later schema's isPrimary is gone.
 LOPSIDED = Shape(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hypothesis import assume
@@ -183,11 +184,12 @@ _DOCUMENTS = ({}, [], "", " ", 0, False, {"b": 1, "a": [1, 2, {"x": "é'%s"}]}, 
 _some_text = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=8)
 _texts = st.one_of(st.sampled_from(_TEXTS[:8]), st.sampled_from(_TEXTS + _BLANKS), _some_text)
 _mostly_blank_texts = st.sampled_from(_TEXTS[:4] + _BLANKS * 2)
-_moments = st.one_of(st.sampled_from(_MOMENTS[4:8]), st.sampled_from(_MOMENTS), st.integers(min_value=EARLIEST, max_value=LATEST))
+_moments = st.one_of(st.sampled_from((0, *_MOMENTS[4:8])), st.sampled_from(_MOMENTS), st.integers(min_value=EARLIEST, max_value=LATEST))
 # What an `any` database may have that its policies refuse; drawn as a set, so that each also comes alone.
 _FAULTS = ("unusable_emails", "duplicate_identities", "id_collisions", "unresolvable_bookings", "derived_ids_taken")
 
 _usable_emails = st.one_of(
+    st.sampled_from([spelling("anna@x.de") for spelling in _SPELLINGS[:6]]),
     st.sampled_from([spelling("anna@x.de") for spelling in _SPELLINGS]),
     st.sampled_from([spelling(address) for address in _ADDRESSES[1:3] for spelling in _SPELLINGS[:6]]),
     st.sampled_from(_USABLE),
@@ -204,33 +206,36 @@ _BY_KIND = {
     **{enum: st.sampled_from(labels) for enum, labels in ENUMS.items()},
 }
 
-# Columns that decide something, hence collide or are blank more often than others.
+_indexes = st.integers(0, 11)
+_maybe_indexes = st.one_of(st.none(), _indexes)
+
+# Columns that decide something, hence collide or are blank more often than others; and references to other
+# tables' rows, drawn as numbers, since a row must be drawn in one piece for hypothesis to be able to leave it out.
 _BY_NAME = {
-    "name": _mostly_blank_texts,
-    "phone": _mostly_blank_texts,
-    "image": _mostly_blank_texts,
+    **dict.fromkeys(("name", "phone", "image", "customerName", "customerPhone", "preferredLocale"), _mostly_blank_texts),
     "password": st.sampled_from(("hash-1", "hash-2", "hash-3", "hash-1 ", "", "  ")),
-    "preferredLocale": _mostly_blank_texts,
-    "customerName": _mostly_blank_texts,
-    "customerPhone": _mostly_blank_texts,
+    "id": st.sampled_from(_IDS),
+    **dict.fromkeys(("A", "B", "userId", "studioId"), _indexes),
+    **dict.fromkeys(("customerId", "serviceId", "ownerId"), _maybe_indexes),
+    "customerEmail": _emails,
+    **dict.fromkeys(("preferredDate", "preferredTime", "token", "sessionToken", "providerAccountId"), st.just("")),
 }
 
 # Columns no rule looks at and no unified table has: one value is as good as another.
 _FIXED = {
     "studios": {
-        "name": "Studio",
-        "description": None,
-        "address": "Straße 1",
-        "city": "Ulm",
-        "postalCode": None,
-        "phone": "0",
-        "email": "s@x.de",
-        "latitude": 48.4,
-        "longitude": None,
-        "openingHours": {"mo": "9-17"},
+        "name": "Studio", "description": None, "address": "Straße 1", "city": "Ulm", "postalCode": None, "phone": "0",
+        "email": "s@x.de", "latitude": 48.4, "longitude": None, "openingHours": {"mo": "9-17"},
     },
     "services": {"name": "Massage", "description": None, "price": 59.9, "duration": 60},
-}
+}  # fmt: skip
+
+# Table -> rows at least in a big database, rows at most in any.
+_SIZES = {"studio_owners": (4, 8), "customers": (6, 12), "accounts": (3, 6), "sessions": (3, 6), "studios": (2, 6), "services": (0, 2),
+          "bookings": (6, 14), "_CustomerFavorites": (4, 10), "verification_tokens": (0, 2), "email_verification_tokens": (0, 2)}  # fmt: skip
+
+_REFERENCES = {"studioId": "studios", "serviceId": "services", "customerId": "customers", "ownerId": "studio_owners",
+               "userId": "studio_owners", "A": "customers", "B": "studios"}  # fmt: skip
 
 
 def policies() -> st.SearchStrategy[Policies]:
@@ -238,24 +243,27 @@ def policies() -> st.SearchStrategy[Policies]:
     return st.builds(Policies, **{name: st.sampled_from(choices) for name, choices in POLICY_CHOICES.items()})
 
 
-def _value(draw: Callable, column: Column) -> Any:
-    # NULL by a draw of its own: one_of(none(), …) would let shrinking and sizes favour it too much.
-    if column.nullable and draw(st.integers(0, 2)) == 0:
-        return None
-    return draw(_BY_NAME.get(column.name, _BY_KIND[column.kind]))
+def _values(table: str, column: Column, special: dict[str, st.SearchStrategy]) -> st.SearchStrategy:
+    if column.name in _FIXED.get(table, {}):
+        return st.just(_FIXED[table][column.name])
+    if column.name in special:
+        return special[column.name]
+    values = _BY_NAME.get(column.name, _BY_KIND[column.kind])
+    return st.one_of(st.none(), values, values) if column.nullable and column.name not in _REFERENCES else values
 
 
-def _row(draw: Callable, shape: Shape, table: str, given: dict[str, Any]) -> dict[str, Any]:
-    fixed = {**_FIXED.get(table, {}), **given}
-    return {name: fixed[name] if name in fixed else _value(draw, column) for name, column in shape.columns(table).items()}
+def _rows(shape: Shape, table: str, big: bool, special: dict[str, st.SearchStrategy]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    row = st.fixed_dictionaries({name: _values(table, column, special) for name, column in shape.columns(table).items()})
+    least, most = _SIZES[table]
+    return st.lists(row, min_size=least if big else 0, max_size=most)
 
 
-def _ids(draw: Callable, most: int, pool: tuple[str, ...] = _IDS) -> list[str]:
-    return draw(st.lists(st.sampled_from(pool), unique=True, min_size=draw(st.integers(0, most // 2)), max_size=most))
-
-
-def _pick(draw: Callable, parents: list[dict[str, Any]]) -> str:
-    return draw(st.sampled_from([row["id"] for row in parents]))
+@cache
+def _raw_tables(shape: Shape, big: bool, faults: frozenset[str]) -> dict[str, st.SearchStrategy]:
+    """Rows that do not know of each other yet."""
+    emails = _emails if "unusable_emails" in faults else _usable_emails
+    people = {"email": emails, **({"id": st.sampled_from(_IDS[:8] + _GREEDY_IDS)} if "derived_ids_taken" in faults else {})}
+    return {table: _rows(shape, table, big, people if table in ("studio_owners", "customers") else {}) for table in _SIZES}
 
 
 @st.composite
@@ -266,82 +274,63 @@ def legacy_databases(draw: Callable, profile: str = "legal", shape: Shape = FULL
         profile: ``legal`` has no blocker under its policies; ``any`` may have every kind of them.
         shape: which columns the tables have.
     """
-    faults = draw(st.sets(st.sampled_from(_FAULTS), min_size=1)) if profile == "any" else frozenset()
+    faults = draw(st.frozensets(st.sampled_from(_FAULTS), min_size=1)) if profile == "any" else frozenset()
     chosen = draw(policies())
-    pool = _IDS[:8] + _GREEDY_IDS if "derived_ids_taken" in faults else _IDS
+    big = draw(st.sampled_from((False, True, True)))
+    raw = {table: draw(rows) for table, rows in _raw_tables(shape, big, faults).items()}
     legacy = Legacy({}, shape)
-    _draw_people(draw, legacy, "studio_owners", _ids(draw, 8, pool), chosen, faults)
-    _draw_people(draw, legacy, "customers", _ids(draw, 12, pool), chosen, faults)
-    owners, customers = legacy["studio_owners"], legacy["customers"]
-
-    for i in _ids(draw, 6):
-        owner = _pick(draw, owners) if owners and draw(st.booleans()) else None
-        legacy["studios"].append(_row(draw, shape, "studios", {"id": i, "ownerId": owner}))
-    studios = legacy["studios"]
-    if owners:
-        for n, i in enumerate(_ids(draw, 6)):
-            given = {"id": i, "userId": _pick(draw, owners), "providerAccountId": f"{n}%"}
-            legacy["accounts"].append(_row(draw, shape, "accounts", given))
-        for n, i in enumerate(_ids(draw, 6)):
-            given = {"id": i, "userId": _pick(draw, owners), "sessionToken": f"token '{n}'"}
-            legacy["sessions"].append(_row(draw, shape, "sessions", given))
-    if studios:
-        for i in _ids(draw, 2):
-            legacy["services"].append(_row(draw, shape, "services", {"id": i, "studioId": _pick(draw, studios)}))
-        for i in _ids(draw, 12):
-            legacy["bookings"].append(_draw_booking(draw, legacy, i, chosen, faults))
-    if studios and customers:
-        pairs = st.tuples(st.sampled_from([row["id"] for row in customers]), st.sampled_from([row["id"] for row in studios]))
-        legacy["_CustomerFavorites"].extend({"A": a, "B": b} for a, b in draw(st.lists(pairs, unique=True, max_size=10)))
-    for n in range(draw(st.integers(0, 2))):
-        email = draw(_emails)
-        legacy["verification_tokens"].append({"identifier": email, "token": f"v{n}", "expires": draw(_moments)})
-        given = {"id": f"e{n}", "email": email, "token": f"w{n}"}
-        legacy["email_verification_tokens"].append(_row(draw, shape, "email_verification_tokens", given))
+    _settle_people(legacy, raw, chosen, faults)
+    for table in ("studios", "services", "accounts", "sessions", "bookings", "_CustomerFavorites"):
+        _refer(legacy, table, raw[table])
+    for row in legacy["bookings"]:
+        unresolvable = row["customerId"] is None and not usable(row["customerEmail"])
+        if unresolvable and chosen.unresolvable_bookings == "fail" and "unresolvable_bookings" not in faults:
+            row["customerEmail"] = "guest" + row["customerEmail"] + "@Unique.example"
+    for table, column in (("accounts", "providerAccountId"), ("sessions", "sessionToken"), ("verification_tokens", "token"),
+                          ("email_verification_tokens", "token"), ("email_verification_tokens", "id")):  # fmt: skip
+        rows = legacy[table] if table in ("accounts", "sessions") else raw[table]
+        for n, row in enumerate(rows):
+            row[column] = f"{n} %s"
+        legacy.tables[table] = rows
     if profile == "legal":
         # Left to chance only: a derived id that happens to be taken.
         assume(not project(legacy, chosen).blockers)
     return Case(legacy, chosen)
 
 
-def _draw_people(draw: Callable, legacy: Legacy, table: str, ids: list[str], chosen: Policies, faults: set[str]) -> None:
-    """Owners or customers, put right where the policies would refuse them for a fault that may not be."""
-    owner_keys = {row["id"]: identity_key(row["email"], chosen) for row in legacy["studio_owners"]}
-    emails: set[str] = set()
-    keys: set[str] = set()
-    for n, i in enumerate(ids):
-        email = draw(_emails if "unusable_emails" in faults else _usable_emails)
-        refused = "duplicate_identities" not in faults and chosen.duplicate_identities == "fail" and identity_key(email, chosen) in keys
-        if email in emails or refused:
-            email = f"{table} {n}@Unique.example"
-        key = identity_key(email, chosen)
-        collides = table == "customers" and owner_keys.get(i, key) != key
-        if collides and chosen.id_collisions == "fail" and "id_collisions" not in faults:
-            i = f"customer {n}"
-        emails.add(email)
-        keys.add(key)
-        legacy[table].append(_row(draw, legacy.shape, table, {"id": i, "email": email}))
+def _settle_people(legacy: Legacy, raw: dict[str, Any], chosen: Policies, faults: frozenset[str]) -> None:
+    """Owners and customers, put right where the schema forbids them, or the policies for a fault that may not be."""
+    owner_keys: dict[str, str] = {}
+    for table in ("studio_owners", "customers"):
+        ids: set[str] = set()
+        emails: set[str] = set()
+        keys: set[str] = set()
+        for n, row in enumerate(raw[table]):
+            key = identity_key(row["email"], chosen)
+            refused = key in keys and chosen.duplicate_identities == "fail" and "duplicate_identities" not in faults
+            if row["email"] in emails or refused:
+                row["email"] = f"{table} {n}@Unique.example"
+                key = identity_key(row["email"], chosen)
+            collides = table == "customers" and owner_keys.get(row["id"], key) != key
+            if row["id"] in ids or (collides and chosen.id_collisions == "fail" and "id_collisions" not in faults):
+                row["id"] = f"{table} {n}"
+            ids.add(row["id"])
+            emails.add(row["email"])
+            keys.add(key)
+            legacy[table].append(row)
+        owner_keys = {row["id"]: identity_key(row["email"], chosen) for row in raw["studio_owners"]}
 
 
-def _draw_booking(draw: Callable, legacy: Legacy, i: str, chosen: Policies, faults: set[str]) -> dict[str, Any]:
-    """A booking of a customer, or by e-mail alone."""
-    customer = _pick(draw, legacy["customers"]) if legacy["customers"] and draw(st.booleans()) else None
-    services = [row["id"] for row in legacy["services"]]
-    email = draw(_emails)
-    unresolvable = customer is None and not usable(email)
-    if unresolvable and chosen.unresolvable_bookings == "fail" and "unresolvable_bookings" not in faults:
-        email = "guest" + email + "@Unique.example"
-    return _row(
-        draw,
-        legacy.shape,
-        "bookings",
-        {
-            "id": i,
-            "studioId": _pick(draw, legacy["studios"]),
-            "customerId": customer,
-            "customerEmail": email,
-            "serviceId": draw(st.sampled_from(services)) if services and draw(st.booleans()) else None,
-            "preferredDate": "2024-02-30",
-            "preferredTime": "25:00",
-        },
-    )
+def _refer(legacy: Legacy, table: str, rows: list[dict[str, Any]]) -> None:
+    """Numbers become ids of rows that are there; what can refer to nothing, or is there already, goes."""
+    seen = set()
+    for row in rows:
+        for column, target in _REFERENCES.items():
+            if column in row and row[column] is not None:
+                there = legacy[target]
+                row[column] = there[row[column] % len(there)]["id"] if there else None
+        required = (name for name, column in legacy.shape.columns(table).items() if not column.nullable)
+        key = row["id"] if "id" in row else (row["A"], row["B"])
+        if key not in seen and all(row[name] is not None for name in required):
+            seen.add(key)
+            legacy[table].append(row)
