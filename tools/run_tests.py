@@ -150,13 +150,14 @@ def lint_checks() -> list[tuple[str, list[str]]]:
     """Name and command of each static check."""
     return [
         ("ruff", [str(BIN / "ruff"), "check", "."]),
-        ("modules parse on Python 3.8", [str(BIN / "ruff"), "check", "--isolated", "--target-version", "py38", "--select", "F", "plugins"]),
+        ("modules parse on Python 3.8", [str(BIN / "ruff"), "check", "--isolated", "--target-version", "py38", "--select", "E9", "plugins"]),
         ("yamllint", [str(BIN / "yamllint"), "--strict", "."]),
         ("ansible-lint", [str(BIN / "ansible-lint"), "--offline", "--strict", "--nocolor"]),
         ("shellcheck", [str(BIN / "shellcheck"), *shell_scripts()]),
         ("changelog fragments", [str(BIN / "antsibull-changelog"), "lint"]),
         ("changelog is up to date", [PYTHON, "tools/changelog.py", "--check"]),
         ("argument specifications", [PYTHON, "tools/check_argument_specs.py"]),
+        ("names of variables", [PYTHON, "tools/check_variable_names.py"]),
         ("lengths of task files and modules", [PYTHON, "tools/check_task_files.py"]),
         ("tables in the roles' READMEs", [PYTHON, "tools/render_readmes.py", "--check"]),
     ]

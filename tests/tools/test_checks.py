@@ -11,6 +11,7 @@ import changelog
 import check_argument_specs
 import check_artifact
 import check_task_files
+import check_variable_names
 import pytest
 import render_readmes
 import run_sanity
@@ -175,6 +176,35 @@ def test_no_role_at_all_is_no_pass(tmp_path):
     assert check_argument_specs.main(["--roles", str(tmp_path)]) == 1
     assert render_readmes.main(["--roles", str(tmp_path), "--check"]) == 1
     assert check_task_files.main(["--root", str(tmp_path)]) == 1
+    assert check_variable_names.main(["--roles", str(tmp_path)]) == 1
+
+
+# --- names of variables -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("defaults/main.yml", {"name": 1}),
+        ("vars/main.yml", {"__name": 1}),
+        ("tasks/more.yml", [{"ansible.builtin.command": "x", "register": "result"}]),
+        ("tasks/more.yml", [{"block": [{"ansible.builtin.set_fact": {"fact": 1}}]}]),
+        ("tasks/more.yml", [{"block": [], "rescue": [{"ansible.builtin.debug": {}, "vars": {"other_role_name": 1}}]}]),
+        ("tasks/more.yml", [{"ansible.builtin.debug": {}, "loop": [1], "loop_control": {"loop_var": "thing"}}]),
+    ],
+)
+def test_name_that_does_not_tell_its_role_fails(checkout, capsys, path, content):
+    roles = ["--roles", str(checkout / "roles")]
+    right = [
+        {"ansible.builtin.command": "x", "register": "__greet_result"},
+        {"ansible.builtin.set_fact": {"unified_user_steps": [], "greet_done": True}},
+        {"ansible.builtin.import_role": {"name": "other"}, "vars": {"other_name": 1}},
+    ]
+    write(checkout / "roles" / "greet" / "tasks" / "right.yml", right)
+    assert check_variable_names.main(roles) == 0
+    write(checkout / "roles" / "greet" / path, content)
+    assert check_variable_names.main(roles) == 1
+    assert f"roles/greet/{path}" in capsys.readouterr().out
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------
