@@ -309,14 +309,14 @@ def test_backend_ended_in_the_middle_is_an_error_that_says_what_to_do(cluster, r
     assert AtomicCopy(session, Options()).run()["finished"]
 
 
-def test_second_runner_is_told_who_is_first(cluster, reference_database, open_session):
-    session = open_session()
-    make_slow(session, 14)
-    process = ModuleProcess("unified_user_transform", connection_options(cluster, reference_database))
-    wait_until(lambda: copying(session))
-    second = run_module("unified_user_transform", connection_options(cluster, reference_database))
-    assert second["failed"] and "another run holds the migration lock: pid" in second["msg"]
-    assert process.result()["finished"]
+def test_second_runner_is_told_who_is_first(open_session):
+    first, second = open_session(), open_session()
+    with _journal.exclusive(first):
+        with pytest.raises(UnifiedUserError, match=r"another run holds the migration lock: pid \d+") as caught, _journal.exclusive(second, 0.3):
+            pass
+        assert str(first.value("SELECT pg_backend_pid()")) in str(caught.value)
+    with _journal.exclusive(second, 0.3):
+        pass
 
 
 def test_a_difference_rolls_everything_back(session):
