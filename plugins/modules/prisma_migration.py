@@ -1,0 +1,205 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Apply the migrations of a Prisma application without Node, with Prisma's own bookkeeping."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: prisma_migration
+short_description: Apply the migrations of a Prisma application to its PostgreSQL database
+version_added: 0.1.0
+description:
+  - Applies the directories of C(prisma/migrations) in order, each with its record in C(_prisma_migrations) in one
+    transaction. A migration is applied as a whole or not at all.
+  - Needs neither Node nor Prisma on the host. The Prisma CLI and this module can take turns on one database, as they read
+    and write the same history and hold the same advisory lock.
+  - Refuses, and says the way out, when an earlier migration failed (P3009), an applied migration was edited since or has no
+    directory any more, the schema has tables but no history (P3005), or a migration holds a statement that cannot run inside
+    a transaction.
+  - A C(BEGIN) and C(COMMIT) in a script are left out, as the module's own transaction holds all of it.
+author:
+  - RNLT Labs (@rnltlabs)
+extends_documentation_fragment:
+  - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Plans with SELECTs, and refuses what a run would refuse. Whether a statement would fail cannot be known.
+  diff_mode:
+    support: full
+    details: Shows the applied migrations before and after.
+options:
+  path:
+    description:
+      - Directory on the target that holds the migration directories, as a rule C(prisma/migrations) of a release.
+    type: path
+    required: true
+  state:
+    description:
+      - V(deployed) applies what is pending. V(status) only tells how the database stands to the migrations, and does not fail
+        for what it finds.
+    type: str
+    default: deployed
+    choices: [deployed, status]
+  schema:
+    description:
+      - The database schema that the migrations fill and that holds C(_prisma_migrations). It is created when there is none.
+    type: str
+    default: public
+  unified_model:
+    description:
+      - Whether these migrations are to bring the unified user model.
+      - Then the module fails when its tables are not there in the end, and rolls back a migration that, with these tables
+        there and the data not yet migrated, changes a table that the data migration reads.
+    type: bool
+    default: false
+  mapping:
+    description:
+      - What the application calls its tables, where it differs from the default names. Used with O(unified_model=true).
+      - Written as C({tables: {<logical table>: {name: <actual table>}}}).
+    type: dict
+  lock_timeout:
+    description:
+      - Longest wait for a lock in one attempt at a migration, in milliseconds. Attempts are repeated with growing pauses.
+    type: int
+    default: 1500
+  lock_retry_seconds:
+    description:
+      - How long a migration is attempted before the module gives up and names the session in the way, in seconds.
+    type: float
+    default: 60
+"""
+
+EXAMPLES = r"""
+- name: See what would be applied
+  rnltlabs.unified_user.prisma_migration:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    path: /srv/massava/current/prisma/migrations
+  check_mode: true
+  diff: true
+
+- name: Apply it
+  rnltlabs.unified_user.prisma_migration:
+    login_db: massava
+    login_host: db.example.com
+    login_user: massava_owner
+    login_password: "{{ unified_user_login_password }}"
+    path: /srv/massava/current/prisma/migrations
+    unified_model: true
+
+- name: Ask how a database stands to a release
+  rnltlabs.unified_user.prisma_migration:
+    login_db: massava
+    path: /srv/massava/current/prisma/migrations
+    state: status
+  register: __migrations
+"""
+
+RETURN = r"""
+applied:
+  description: Migrations that this run applied, in order. On failure those that stay.
+  returned: always
+  type: list
+  elements: str
+  sample: [20251101120000_add_unified_user_model_and_rbac]
+pending:
+  description: Migrations that are not applied, in order.
+  returned: success
+  type: list
+  elements: str
+already_applied:
+  description: How many migrations the database had before.
+  returned: success
+  type: int
+  sample: 6
+up_to_date:
+  description: Whether nothing is pending, and nothing is wrong with the history.
+  returned: success
+  type: bool
+failed_migrations:
+  description: Migrations that began, did not finish and were not resolved.
+  returned: when O(state=status), or on failure because of them
+  type: list
+  elements: str
+edited_migrations:
+  description: Applied migrations whose script was changed since.
+  returned: when O(state=status), or on failure because of them
+  type: list
+  elements: str
+missing_migrations:
+  description: Applied migrations that have no directory.
+  returned: when O(state=status), or on failure because of them
+  type: list
+  elements: str
+needs_baseline:
+  description: Whether the schema has tables but no history.
+  returned: when O(state=status)
+  type: bool
+failed_statement:
+  description: Migration, number and line of the statement that failed, and its SQLSTATE.
+  returned: when a statement failed
+  type: dict
+  sample: {migration: 20251101120000_add_unified_user_model_and_rbac, statement: 3, line: 21, sqlstate: 42P07}
+blockers:
+  description: Sessions that hold a lock in the way.
+  returned: on failure because of a lock
+  type: list
+  elements: str
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: success
+  type: int
+executed_queries:
+  description: The statements run, with placeholders in the place of values; of a script only its name and length.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options, status
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
+
+
+def migrate(module: UnifiedUserModule) -> dict:
+    """Do what the options ask for and return what the module returns."""
+    parameters = module.params
+    options = Options(
+        path=parameters["path"],
+        schema=parameters["schema"],
+        lock_timeout=parameters["lock_timeout"],
+        lock_retry_seconds=parameters["lock_retry_seconds"],
+        unified_model=parse_mapping(parameters["mapping"]) if parameters["unified_model"] else None,
+    )
+    database = module.connect()
+    try:
+        reading = parameters["state"] == "status"
+        result = status(database, options) if reading else deploy(database, options, module.connect, module.check_mode)
+    finally:
+        database.close()
+    return {**result, "executed_queries": database.executed_queries}
+
+
+def main() -> None:
+    """Run the module."""
+    module = UnifiedUserModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {"type": "str", "default": "deployed", "choices": ["deployed", "status"]},
+            "schema": {"type": "str", "default": "public"},
+            "unified_model": {"type": "bool", "default": False},
+            "mapping": {"type": "dict"},
+            "lock_timeout": {"type": "int", "default": 1500},
+            "lock_retry_seconds": {"type": "float", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    module.run(migrate)
+
+
+if __name__ == "__main__":
+    main()
