@@ -54,8 +54,8 @@ BASE_SETTINGS = {
     "unix_socket_permissions": "0700",
 }
 # A test's data may be lost with the machine, so nothing waits for the disk. A killed server must still lose nothing
-# that was committed, so synchronous_commit stays on.
-THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+# that was committed, so synchronous_commit stays on. Shared memory lies with the data, to be removed with it after a kill.
+THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "dynamic_shared_memory_type": "mmap"}
 
 
 class EmbeddedPostgresError(Exception):
