@@ -244,7 +244,9 @@ class Schema:
 
     def _lost(self, source: str, target: str, taken: set) -> list[tuple[str, str, str]]:
         left, right = self.relations[source], self.relations[target]
-        lost = []
+        lost: list[tuple[str, str, str]] = []
+        if not right.exists:  # nobody can tell yet
+            return lost
         for name in left.columns:
             if name in taken:
                 continue
