@@ -93,6 +93,8 @@ class AtomicCopy:
             database.execute("SET client_connection_check_interval = '1s'")
         database.execute("SET TIME ZONE 'UTC'")
         database.execute("SET search_path = pg_catalog")
+        # What goes to quarantine is kept to the last digit, whatever the database's own setting.
+        database.execute("SET extra_float_digits = 1")
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
 
     def plan(self) -> dict[str, Any]:
@@ -151,18 +153,19 @@ class AtomicCopy:
             check_mode: only count.
 
         Returns:
-            ``changed`` and ``counts`` of the rows removed, by unified table.
+            ``changed``, ``counts`` of the rows removed, by unified table, and ``kept``, the rows of the legacy tables.
 
         Raises:
             UnifiedUserError: another run is under way, a lock is not to be had, or rows are there that no run made.
         """
+        kept = self._counts(name for name in _mapping.SOURCES if self.schema[name].exists)
         present = [name for name in _mapping.UNIFIED_TABLES if self.schema[name].exists]
         run = _journal.current_run(self.database)
         if run is None and not (_journal.exists(self.database) and _deferral.recorded(self.database)):
             self._refuse_foreign_rows()
-            return self._result(changed=False, counts=self._counts(present))
+            return self._result(changed=False, counts=self._counts(present), kept=kept)
         if check_mode:
-            return self._result(changed=True, counts=self._counts(present))
+            return self._result(changed=True, counts=self._counts(present), kept=kept)
 
         def attempt() -> dict[str, int]:
             fix_text_form(self.database)
@@ -181,7 +184,7 @@ class AtomicCopy:
         with _journal.exclusive(self.database):
             # One snapshot: what differs afterwards is our doing, whoever else is writing.
             removed = self._locked(attempt, "empty the unified tables", "REPEATABLE READ")
-        return self._result(changed=True, counts=removed)
+        return self._result(changed=True, counts=removed, kept=kept)
 
     def _legacy_contents(self) -> list[dict[str, Any]]:
         legacy = {self.schema[name].name for name in _mapping.SOURCES}
