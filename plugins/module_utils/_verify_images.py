@@ -509,7 +509,7 @@ class Images:
         values[self.schema["new_bookings"].names["customerId"]] = user
         source = self.schema.compose(
             "FROM {bookings} AS t{mapped} LEFT JOIN (SELECT identity_key, min(user_id) AS user_id FROM {map} GROUP BY identity_key) AS i"
-            " ON t.{bookings.customerId} IS NULL AND i.identity_key = {key} WHERE NOT ({unresolvable})",
+            " ON i.identity_key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END WHERE NOT ({unresolvable})",
             mapped=self.mapped("customers", "m", self.schema.compose("t.{bookings.customerId}")),
             map=MAP, key=self.key("bookings", "t"), unresolvable=self.unresolvable("t"),
         )
