@@ -55,6 +55,8 @@ def role_password(cluster) -> str:
         cursor.execute(
             sql.SQL("{} ROLE {} LOGIN CREATEDB PASSWORD {}").format(verb, sql.Identifier(ROLE), sql.Literal(verifier))
         )
+        # Lets preflight see where the data is, hence how much disk is free.
+        cursor.execute(sql.SQL("GRANT pg_read_all_settings TO {}").format(sql.Identifier(ROLE)))
     return password
 
 

@@ -225,6 +225,11 @@ def integration() -> Tally:
     return tally
 
 
+def playbooks() -> Tally:
+    """Whole playbooks, the demo among them, on servers of their own."""
+    return pytest("playbooks", "tests/playbooks", seconds=600)
+
+
 def molecule() -> Tally:
     """The scenarios on containers with systemd."""
     status = run([PYTHON, "tools/run_molecule.py"], OUTPUT / "molecule.log", 1500)
@@ -243,6 +248,7 @@ STAGES: dict[str, Callable[[], Tally]] = {
     "unit": unit,
     "tools": tools,
     "integration": integration,
+    "playbooks": playbooks,
     "molecule": molecule,
     "secrets": secrets,
 }
