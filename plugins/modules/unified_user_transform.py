@@ -87,6 +87,11 @@ counts:
   returned: success
   type: dict
   sample: {users: 198, user_role_assignments: 200, studio_ownership: 47, new_bookings: 312}
+kept:
+  description: Rows of the legacy tables, which an undoing leaves as they are.
+  returned: when O(state=absent)
+  type: dict
+  sample: {studio_owners: 42, customers: 158, bookings: 312}
 finished:
   description: Whether the copy is complete and verified.
   returned: when O(state=present)
