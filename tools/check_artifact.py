@@ -123,7 +123,7 @@ def checks(artifact: Artifact):
 
 def write_junit(path: Path, results: list[tuple[str, str | None]]) -> None:
     """Writes the results, name and finding or None, as JUnit."""
-    suite = ElementTree.Element("testsuite", name="artifact", tests=str(len(results)), failures=str(sum(bool(text) for _, text in results)))
+    suite = ElementTree.Element("testsuite", name="artifact", tests=str(len(results)), failures=str(sum(bool(text) for _name, text in results)))
     for name, text in results:
         case = ElementTree.SubElement(suite, "testcase", classname="artifact", name=name)
         if text:
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
                 break
     if arguments.junit:
         write_junit(arguments.junit, results)
-    return 1 if any(text for _, text in results) else 0
+    return 1 if any(text for _name, text in results) else 0
 
 
 if __name__ == "__main__":

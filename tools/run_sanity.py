@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Runs `ansible-test sanity` on a copy of the checkout's tracked files, and reports each of its tests.
 
 ansible-test wants to be inside `ansible_collections/<namespace>/<name>`, and wants pip's installer from a host of its own;
