@@ -216,13 +216,18 @@ class Deployment:
             self.database.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(self.options.schema)))
             self._run_script(migration)
             self._require_additions_only(migration, before)
-            self.database.execute(
-                sql.SQL(
-                    "INSERT INTO {} (id, checksum, migration_name, started_at, finished_at, applied_steps_count)"
-                    " VALUES (%s, %s, %s, date_trunc('milliseconds', %s), date_trunc('milliseconds', clock_timestamp()), 1)"
-                ).format(self.options.history),
-                (str(uuid.uuid4()), migration.checksum, migration.name, started),
-            )
+            self._record(migration, started)
+
+    def _record(self, migration: Migration, started: Any) -> None:
+        # A percent sign in the schema's name would be taken for a placeholder.
+        history = sql.SQL(self.options.history.as_string(self.database.connection).replace("%", "%%"))
+        self.database.execute(
+            sql.SQL(
+                "INSERT INTO {} (id, checksum, migration_name, started_at, finished_at, applied_steps_count)"
+                " VALUES (%s, %s, %s, date_trunc('milliseconds', %s), date_trunc('milliseconds', clock_timestamp()), 1)"
+            ).format(history),
+            (str(uuid.uuid4()), migration.checksum, migration.name, started),
+        )
 
     def _run_script(self, migration: Migration) -> None:
         statements = migration.statements()

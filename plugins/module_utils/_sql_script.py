@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterator
 
-# The order matters: a quote is tried before the word that could be its prefix.
+# The order matters: a whole quote is tried before one without an end, and both before the word that could be the prefix.
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+|--[^\n\r]*)
@@ -19,6 +19,7 @@ _TOKEN = re.compile(
   | (?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*')
   | (?P<dollar>\$(?:[^\W\d]\w*)?\$)
   | (?P<quoted>"(?:[^"]|"")*")
+  | (?P<open>[eE]?'|")
   | (?P<word>[^\W\d][\w$]*)
   | (?P<number>\d[\w.]*)
   | (?P<symbol>.)
@@ -140,7 +141,7 @@ def _pieces(script: str) -> Iterator[tuple[int, int, tuple[str, ...]]]:
             depth += 1
         elif text == ")":
             depth = max(depth - 1, 0)
-        elif kind in ("word", "quoted", "string") and (depth == 0 or words == ["REINDEX"]):
+        elif kind in ("word", "quoted", "string") and (depth == 0 or words[:1] == ["REINDEX"]):
             words.append(text.upper() if kind == "word" else "")
             body = _body_depth(words, body)
     if start is not None:
@@ -172,7 +173,7 @@ def _tokens(script: str) -> Iterator[tuple[str, int, int]]:
             if closing < 0:
                 raise UnfinishedScript(script.count("\n", 0, position) + 1)
             kind, end = "string", closing + len(found.group())
-        elif kind == "symbol" and found.group() in "'\"":
+        elif kind == "open":
             raise UnfinishedScript(script.count("\n", 0, position) + 1)
         if kind not in ("space", "comment"):
             yield kind, position, end
