@@ -16,6 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies as ModulePolicies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Check, verify_database
 
 from tests.oracle import database as oracle
 from tests.oracle.model import Legacy, Policies, Projection
@@ -141,6 +142,15 @@ class Subject:
                 if finding["severity"] == "blocker" and len(finding["samples"]) == finding["count"]
             }
         return {}
+
+    def failed_checks(self, policies: Policies) -> dict[str, Check]:
+        """What verification, run by itself, finds wrong: name of the check -> check."""
+        chosen = ModulePolicies.from_parameters(asdict(policies))
+        with self.session() as database:
+            found = verify_database(database, self.layout.schema, policies=chosen, mask_pii=False)
+        failed = {check.name: check for check in found.checks if not check.passed}
+        assert found.passed == (not failed)
+        return failed
 
     def started_at(self) -> int:
         """The run's start, a moment, as TIMESTAMP(3) holds it."""

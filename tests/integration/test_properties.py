@@ -72,6 +72,9 @@ def test_the_transformation_is_what_the_oracle_says(subject, shape, batch_seed):
         assert differing_counts(result, expected) == []
         assert compare_legacy(case.legacy, subject.legacy()) == []
         assert result["changed"] and result["finished"]
+        assert subject.failed_checks(case.policies) == {}
+        again = subject.transform(case.policies)
+        assert not again["changed"] and again["finished"]
 
     check()
     assert subject.catalogue() == subject.made

@@ -8,8 +8,9 @@ import hashlib
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.oracle.model import Legacy, Policies, Projection, blank, derived_id, identity_key, project, usable
+from tests.oracle.model import COUNTS, Legacy, Policies, Projection, blank, derived_id, identity_key, project, usable
 from tests.oracle.moments import EARLIEST, INFINITY, LATEST, read_moment, show_moment
+from tests.oracle.sample import RICH_POLICIES, rich_legacy
 from tests.oracle.schema import FULL, LOPSIDED, MINIMAL, SHAPES, WIDENED, Shape
 from tests.oracle.strategies import legacy_databases
 
@@ -444,3 +445,15 @@ def test_every_kind_of_blocker_is_generated():
     for n in range(12):
         seed(n)(look)()
     assert found == {"unusable_emails", "duplicate_identities", "id_collisions", "unresolvable_bookings", "derived_ids_taken"}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_the_rich_database_has_a_row_of_every_kind(shape):
+    found = project(rich_legacy(shape), RICH_POLICIES, START)
+    assert not found.blockers
+    assert [name for name in COUNTS if not found.counts[name]] == []
+    for table in ("studio_owners", "customers", "accounts", "sessions", "bookings"):
+        for name, column in shape.columns(table).items():
+            values = [str(row[name]) for row in rich_legacy(shape)[table]]
+            assert len(set(values)) > 1, f"{table}.{name} has but one value"
+            assert not column.nullable or "None" in values, f"{table}.{name} is never NULL"
