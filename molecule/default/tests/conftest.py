@@ -20,7 +20,7 @@ def run_directory() -> Path:
 
 @pytest.fixture(scope="session")
 def host(run_directory):
-    """The database host, reached as Ansible reaches it."""
+    """The database host, as root."""
     return testinfra.get_host(f"ssh://database1?ssh_config={run_directory}/ssh_config&sudo=True")
 
 
@@ -31,21 +31,27 @@ def variables(run_directory) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.fixture
-def query(host, variables):
-    """Runs a statement as the server's superuser, with psql on the host itself, and returns what it prints."""
+@pytest.fixture(scope="session")
+def query(run_directory, variables):
+    """Runs a statement as the server's superuser, with psql on the host itself, and returns the lines it prints."""
+    postgres = testinfra.get_host(f"ssh://database1?ssh_config={run_directory}/ssh_config&sudo=True&sudo_user=postgres")
 
-    def ask(statement: str, database: str | None = None) -> str:
+    def ask(statement: str) -> list[str]:
         command = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
-        command += [f"--dbname={database or variables['unified_user_login_db']}", f"--command={statement}"]
-        with host.sudo("postgres"):
-            return host.check_output(shlex.join(command))
+        command += [f"--dbname={variables['unified_user_login_db']}", f"--command={statement}"]
+        return postgres.check_output(shlex.join(command)).splitlines()
 
     return ask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def fingerprint(host, variables) -> str:
+    """The database's fingerprint as it is now."""
+    return host.check_output("sudo -u postgres sh /opt/reference/fingerprint.sh %s", variables["unified_user_login_db"])
+
+
+@pytest.fixture(scope="session")
 def server_log(host, query) -> str:
-    """The whole log of the PostgreSQL server."""
-    major = int(query("SHOW server_version_num")) // 10000
+    """The log of the PostgreSQL server."""
+    major = int(query("SHOW server_version_num")[0]) // 10000
     return host.file(f"/var/log/postgresql/postgresql-{major}-main.log").content_string

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 WRITES = re.compile(r"statement:\s+(INSERT|UPDATE|DELETE|MERGE|TRUNCATE|CREATE|ALTER|DROP|COPY|GRANT|REVOKE|COMMENT|LOCK|VACUUM)\b", re.IGNORECASE)
 
 
-def test_the_database_is_the_same_to_the_byte(host, variables):
-    with host.sudo("postgres"):
-        now = host.check_output("sh /opt/reference/fingerprint.sh %s", variables["unified_user_login_db"])
-    assert re.fullmatch(r"[0-9a-f]{64}", now)
-    assert now == host.file("/opt/reference/fingerprint").content_string.strip()
+def test_the_database_is_the_same_to_the_byte(host, fingerprint):
+    assert re.fullmatch(r"[0-9a-f]{64}", fingerprint)
+    assert fingerprint == host.file("/opt/reference/fingerprint").content_string.strip()
 
 
 def test_the_playbook_looked_and_wrote_nothing(server_log, variables):
@@ -22,4 +21,11 @@ def test_the_playbook_looked_and_wrote_nothing(server_log, variables):
 
 
 def test_no_backup_was_made(host, variables):
-    assert not host.file(variables["backup_directory"]).exists
+    assert host.file(variables["backup_directory"]).listdir() == []
+
+
+def test_the_report_is_a_plan(run_directory):
+    report = json.loads((run_directory / "report.json").read_text(encoding="utf-8"))
+    assert (report["check_mode"], report["complete"]) == (True, True)
+    planned = [step["step"] for step in report["steps"] if step["result"] == "changed"]
+    assert "schema_deploy" in planned
