@@ -15,11 +15,11 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils import (
     _preflight_server,
     _preflight_tables,
 )
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema, read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect, describe, psycopg2, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, SEVERITIES, DataFindings, Finding, blocked
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import TABLES, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._preflight_context import Context, Options, Probe
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection
 
@@ -105,14 +105,21 @@ class Preflight:
         )
         # The defaults of sessions like this one, not what the lines above have set.
         settings = database.rows("SELECT name, reset_val FROM pg_settings WHERE name = ANY (%s)", (_SETTINGS,))
-        try:
-            schema = read_schema(database, self.options.schema, self.names)
-        except psycopg2.errors.LockNotAvailable as error:
-            raise UnifiedUserError(
-                f"read the columns of schema {self.options.schema}", "another session has a table locked exclusively",
-                "Let that session finish (SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock'), then run preflight again",
-            ) from error
+        schema = self._read_schema(database)
         return Context(database, self.options, server, {row["name"]: row["reset_val"] for row in settings}, schema)
+
+    def _read_schema(self, database: Database) -> Schema:
+        database.execute("SAVEPOINT catalogue")
+        try:
+            return read_schema(database, self.options.schema, self.names)
+        except psycopg2.errors.LockNotAvailable as error:
+            database.execute("ROLLBACK TO SAVEPOINT catalogue")
+            tables = [sql.Identifier(self.options.schema, self.names.table(name)).as_string(database.connection) for name in TABLES]
+            holders = database.lock_holders(tables)
+            raise UnifiedUserError(
+                f"read the columns of schema {self.options.schema}", f"another session has a table locked: {'; '.join(holders)}",
+                "Let that session finish or end it with pg_terminate_backend(pid), then run preflight again", blockers=holders,
+            ) from error
 
     def _look(self, context: Context) -> list[Finding]:
         def read_run(context: Context) -> list[Finding]:

@@ -31,8 +31,8 @@ ORDER BY a.xact_start
 _PREPARED = """
 SELECT p.gid, p.owner::text AS owner, extract(epoch FROM clock_timestamp() - p.prepared)::int AS age,
        ARRAY(SELECT DISTINCT c.relname::text FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
-             WHERE l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction AND l.mode <> ALL (%(harmless)s)
-               AND c.relname = ANY (%(tables)s)
+             JOIN pg_locks AS own ON own.virtualtransaction = l.virtualtransaction AND own.pid IS NULL
+             WHERE l.pid IS NULL AND own.transactionid = p.transaction AND l.mode <> ALL (%(harmless)s) AND c.relname = ANY (%(tables)s)
                AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) ORDER BY 1) AS locked
 FROM pg_prepared_xacts AS p
 WHERE p.database = current_database()
@@ -43,7 +43,8 @@ _SESSIONS = """
 SELECT coalesce(nullif(application_name, ''), 'unnamed') AS application, usename::text AS role, coalesce(state, 'hidden') AS state,
        count(*) AS sessions
 FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename IS NOT NULL
+  AND coalesce(backend_type, 'client backend') = 'client backend'
 GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
 """
 

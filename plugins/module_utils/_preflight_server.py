@@ -143,7 +143,7 @@ def _capacity(context: Context) -> Iterable[Finding]:
     counts = context.database.row(
         "SELECT (SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p', 'S', 'v', 'm', 'f') AND relnamespace NOT IN"
         " ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)) AS relations,"
-        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used"
+        " (SELECT count(*) FROM pg_stat_activity WHERE coalesce(backend_type, 'client backend') = 'client backend') AS used"
     )
     if counts["relations"] > locks * 0.8:
         yield Finding("lock_table_small", WARNING, counts["relations"],

@@ -42,7 +42,7 @@ _UPKEEP = """
 SELECT c.relname::text AS name,
        EXISTS (SELECT FROM pg_options_to_table(c.reloptions) AS o
                WHERE CASE WHEN o.option_name = 'autovacuum_enabled' THEN NOT o.option_value::boolean END) AS disabled,
-       s.n_dead_tup AS dead, s.n_live_tup AS live,
+       s.n_dead_tup AS dead, greatest(s.n_live_tup, c.reltuples::bigint, 0) AS live,
        s.last_analyze IS NULL AND s.last_autoanalyze IS NULL AND pg_relation_size(c.oid) > 0
        AND NOT EXISTS (SELECT FROM pg_stats AS t WHERE t.schemaname = n.nspname AND t.tablename = c.relname) AS never_analyzed,
        coalesce(greatest(s.last_vacuum, s.last_autovacuum)::timestamptz(0)::text, 'never') AS vacuumed,
@@ -188,7 +188,7 @@ def _upkeep(context: Context) -> Iterable[Finding]:
     unknown = [row["name"] for row in rows if row["never_analyzed"] and row["name"] in sources]
     yield from context.found("never_analyzed", WARNING, unknown, "tables without statistics: the planner would guess, and the copy could take far longer",
                              and_more([f"ANALYZE {context.table(name)}" for name in unknown]))
-    dead = [row for row in rows if (row["dead"] or 0) > max(_DEAD_ROWS, _DEAD_SHARE * ((row["live"] or 0) + row["dead"]))]
+    dead = [row for row in rows if (row["dead"] or 0) > max(_DEAD_ROWS, _DEAD_SHARE * (row["live"] + row["dead"]))]
     yield from context.found(
         "dead_rows", WARNING, [f"{row['name']}: {row['dead']} dead, {row['live']} live, last vacuum {row['vacuumed']}" for row in dead],
         "tables with many dead rows, which every scan of the copy reads",

@@ -1,0 +1,172 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module unified_user_preflight, its role and its playbook, as an operator runs them; and that looking changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Templates
+from tests.integration.preflight_support import found, look, names, probes_failed, run
+from tests.module_process import ROOT, connection_options, run_module
+
+ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+
+STATISTICS = """
+SELECT s.relid::regclass::text, s.n_tup_ins, s.n_tup_upd, s.n_tup_del, s.last_analyze, s.last_vacuum, c.reltuples, c.relpages
+FROM pg_stat_all_tables AS s JOIN pg_class AS c ON c.oid = s.relid ORDER BY 1
+"""
+
+
+@pytest.fixture
+def options(cluster, reference_database):
+    """The module's options for the reference database."""
+    return {**connection_options(cluster, reference_database), "bin_dir": str(cluster.bin("pg_dump").parent)}
+
+
+def state(cluster, database: str) -> dict:
+    """Everything of a server that looking might have changed."""
+    with contextlib.closing(cluster.connect(database)) as connection, contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(STATISTICS)
+        statistics = cursor.fetchall()
+        cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text, (SELECT sum(tup_inserted + tup_updated + tup_deleted) FROM pg_stat_database)")
+        counters = cursor.fetchone()
+        cursor.execute("SELECT datname FROM pg_database ORDER BY 1")
+        databases = cursor.fetchall()
+        cursor.execute("SELECT rolname, rolconfig FROM pg_roles ORDER BY 1")
+        roles = cursor.fetchall()
+    command = [str(cluster.bin("pg_dump")), "--no-password", "-d", cluster.dsn(database)]
+    dump = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # A newer pg_dump guards its output with a random key.
+    dump = "\n".join(line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+    return {"statistics": statistics, "counters": counters, "databases": databases, "roles": roles, "dump": dump}
+
+
+@pytest.mark.parametrize("kind", ["legacy_reference", "reference"])
+def test_nothing_is_changed(make_cluster, kind):
+    cluster = make_cluster(settings={"autovacuum": "off"})
+    database = cluster.create_database("app", Templates(cluster)._template(kind))
+    before = state(cluster, database)
+    result = look(cluster, database)
+    assert probes_failed(result) == [] and len(result["executed_queries"]) > 60
+    after = state(cluster, database)
+    assert after == before, "not even a transaction id was used"
+    # The comparison can fail.
+    with contextlib.closing(cluster.connect(database)) as connection:
+        run(connection, "UPDATE customers SET name = name WHERE id = (SELECT min(id) FROM customers)")
+    assert state(cluster, database)["counters"] != before["counters"]
+
+
+def test_everything_runs_read_only(cluster, reference_database):
+    queries = look(cluster, reference_database)["executed_queries"]
+    begin = queries.index("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    assert all(query.lstrip().startswith("SELECT") for query in queries[:begin])
+    assert queries[-1] == "COMMIT" and queries.count("COMMIT") == 1
+
+
+def test_module_returns_what_it_documents(options):
+    result = run_module("unified_user_preflight", {**options, "_ansible_check_mode": True})
+    assert result["changed"] is False and result["blocked"] is False and not result.get("failed")
+    assert {"rows", "bytes", "seconds", "tables", "bytes_for"} == set(result["estimates"])
+    assert {"name", "severity", "count", "detail", "hint", "samples"} == set(result["findings"][0])
+    assert result["server"]["major"] and result["duration_ms"] > 0 and result["executed_queries"]
+
+
+def test_module_fails_on_blockers_only_when_asked(cluster, reference_database, options):
+    with contextlib.closing(cluster.connect(reference_database)) as connection:
+        run(connection, "INSERT INTO customers (id, name, email, \"updatedAt\") VALUES ('x', 'N', 'nobody', now())", "CREATE SCHEMA unified_user_journal")
+    result = run_module("unified_user_preflight", options)
+    assert not result.get("failed") and names(result, "blocker") == ["journal_schema_taken", "unusable_email"]
+    failed = run_module("unified_user_preflight", {**options, "fail_on_blocker": True})
+    assert failed["failed"] and failed["msg"].startswith("Failed to pass preflight: there is a schema unified_user_journal")
+    assert "ALTER SCHEMA unified_user_journal RENAME" in failed["msg"] and "owners or customers without a usable e-mail (1)" in failed["msg"]
+    assert found(failed, "unusable_email", "blocker") and failed["estimates"]["rows"] == 681
+
+
+def test_wrong_password_is_never_shown(cluster, options, secret):
+    password = secret("wrong-password")
+    remote = {**options, "login_unix_socket": "", "login_host": cluster.tcp_host, "login_password": password}
+    failed = run_module("unified_user_preflight", remote)
+    assert failed["failed"] and "password authentication failed" in failed["msg"] and "login_password" in failed["msg"]
+    assert password not in json.dumps(failed)
+
+
+def test_over_the_network_the_disk_of_this_host_is_still_seen(cluster, options):
+    remote = {**options, "login_unix_socket": "", "login_host": cluster.tcp_host, "login_password": cluster.password}
+    result = run_module("unified_user_preflight", remote)
+    assert found(result, "disk_space", "info") and cluster.password not in json.dumps(result)
+
+
+# --- role and playbook --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def play(cluster, reference_database, tmp_path):
+    """Runs a playbook on the reference database."""
+    inventory = tmp_path / "hosts.yml"
+    variables = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "unified_user_login_db": reference_database,
+        "unified_user_login_unix_socket": str(cluster.host), "unified_user_login_port": cluster.port, "preflight_bin_dir": str(cluster.bin("pg_dump").parent),
+    }  # fmt: skip
+    inventory.write_text(json.dumps({"database": {"hosts": {"localhost": variables}}}))
+
+    def play(playbook: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        command = [str(ANSIBLE_PLAYBOOK), playbook, "-i", str(inventory), *arguments]
+        return subprocess.run(
+            command, cwd=ROOT / "playbooks", capture_output=True, text=True, timeout=120,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", **environment},
+        )
+
+    return play
+
+
+def test_playbook_shows_a_table_and_passes(play):
+    done = play("preflight.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed=0" in done.stdout and "SEVERITY FINDING" in done.stdout
+    lines = done.stdout.splitlines()
+    assert any("WARNING  bookings_joined_unverified" in line for line in lines)
+    assert "Blockers: 0, warnings: 1. The copy of 680 rows needs about" in done.stdout
+    assert "Next: ansible-playbook migrate.yml goes the whole path." in done.stdout
+    shown = lines[next(i for i, line in enumerate(lines) if "SEVERITY FINDING" in line):]
+    assert max(map(len, shown)) <= 132, "wide enough is not wider than a terminal"
+
+
+def test_playbook_stops_at_blockers_after_showing_all(cluster, reference_database, play):
+    with contextlib.closing(cluster.connect(reference_database)) as connection:
+        run(connection, "INSERT INTO customers (id, name, email, \"updatedAt\") VALUES ('t1', 'N', 'twin@example.org', now()),"
+            " ('t2', 'N', 'Twin@example.org', now())")
+    done = play("preflight.yml", ANSIBLE_CALLBACK_RESULT_FORMAT="json")
+    output = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert output.index("BLOCKER  duplicate_identities") < output.index("WARNING ") < output.index("INFO ") < output.index("Failed to pass preflight")
+    assert "Set unified_user_duplicate_identities: merge" in output.partition("Failed to pass preflight")[2]
+    assert "t***@example.org" in output and "win@example.org:" not in output.replace("t***@", "")
+    decided = play("preflight.yml", "-e", "unified_user_duplicate_identities=merge")
+    assert decided.returncode == 0 and "INFO     duplicate_identities" in decided.stdout
+
+
+def test_role_records_its_step(cluster, reference_database, play, tmp_path):
+    steps = tmp_path / "steps.json"
+    (tmp_path / "playbook.yml").write_text(json.dumps([{
+        "hosts": "database", "gather_facts": False, "tasks": [
+            {"block": [{"ansible.builtin.import_role": {"name": "rnltlabs.unified_user.preflight"}}],
+             "always": [{"ansible.builtin.copy": {"content": "{{ unified_user_steps | to_json }}", "dest": str(steps), "mode": "0600"}}]},
+        ],
+    }]))  # fmt: skip
+    assert play(str(tmp_path / "playbook.yml")).returncode == 0
+    (step,) = json.loads(steps.read_text())
+    assert step["step"] == "preflight" and step["result"] == "ok" and step["rows"] == 680 and step["duration_ms"] > 0
+    assert step["detail"].startswith("0 blockers, 1 warnings") and step["data"]["estimates"]["rows"] == 680
+    with contextlib.closing(cluster.connect(reference_database)) as connection:
+        run(connection, "CREATE SCHEMA unified_user_journal")
+    assert play(str(tmp_path / "playbook.yml")).returncode == 2
+    (step,) = json.loads(steps.read_text())
+    assert step["result"] == "failed" and step["detail"].startswith("1 blockers")
