@@ -38,7 +38,7 @@ molecule: setup ## run the scenario on containers with systemd
 	@$(PY) tools/run_tests.py --stage molecule
 
 bench: setup ## measure the transformation against its references
-	@$(PY) tools/bench.py
+	@$(PY) tools/bench
 
 changelog: setup ## rewrite CHANGELOG.rst from changelogs/fragments
 	@$(PY) tools/changelog.py

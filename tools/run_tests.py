@@ -228,7 +228,7 @@ def integration() -> Tally:
 
 def playbooks() -> Tally:
     """Whole playbooks, the demo among them, on servers of their own."""
-    return pytest("playbooks", "tests/playbooks", seconds=600)
+    return pytest("playbooks", "tests/playbooks", "--dist=loadfile", seconds=600)
 
 
 def molecule() -> Tally:

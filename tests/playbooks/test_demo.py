@@ -122,6 +122,37 @@ def test_psql_opens_the_demos_database_and_ends_its_server(runs, its_demo):
     assert not its_demo.cluster.running
 
 
+def dump(cluster) -> str:
+    command = [str(cluster.bin("pg_dump")), "-h", cluster.host, "-p", str(cluster.port), "-U", cluster.user, demo.DATABASE]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # pg_dump protects psql by a key that is new every time.
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+def test_check_mode_plans_and_changes_nothing(tmp_path):
+    checked = Demo(tmp_path / "check")
+    checked.cluster = embedded_postgres.Cluster(demo.MAJOR, f"{checked.name}-check", keep=True)
+    checked.environment["UNIFIED_USER_DEMO_CLUSTER"] = checked.cluster.name
+    try:
+        with checked.cluster as cluster:
+            demo.role_password(cluster)
+            demo.make_database(cluster)
+            before = dump(cluster)
+            assert "studio_owners" in before
+        done = checked.run("run", "--", "--check", "--diff", log="demo-check")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert recap(done)["changed"] > 0, "it says what it would change"
+        with checked.cluster as cluster:
+            assert dump(cluster) == before
+            with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT array_agg(datname::text ORDER BY datname) FROM pg_database WHERE NOT datistemplate")
+                assert cursor.fetchone()[0] == [demo.DATABASE, "postgres"]
+        assert not list(checked.directory.glob("backups/*"))
+    finally:
+        checked.cluster.stop()
+        checked.cluster.remove()
+
+
 def test_psql_before_the_demo_says_what_to_do(tmp_path):
     other = Demo(tmp_path)
     other.cluster = embedded_postgres.Cluster(demo.MAJOR, f"{other.name}-empty", keep=True)
