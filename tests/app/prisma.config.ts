@@ -39,15 +39,15 @@ globalThis.setTimeout = ((callback: () => void, delay?: number, ...rest: unknown
 
 // The adapter drops a shadow database while it is still connected to it; here the session ends first.
 class Adapter extends PrismaPg {
-  constructor(private readonly settings: pg.PoolConfig, private readonly options: { schema: string }) {
-    super(settings, options);
+  constructor(private readonly settings: pg.PoolConfig) {
+    super(settings);
   }
 
   async connectToShadowDb() {
     const database = `prisma_migrate_shadow_db_${crypto.randomUUID()}`;
     const main = await this.connect();
     await main.executeScript(`CREATE DATABASE "${database}"`);
-    const shadow = await new PrismaPg({ ...this.settings, database }, this.options).connect();
+    const shadow = await new PrismaPg({ ...this.settings, database }).connect();
     const disconnect = shadow.dispose.bind(shadow);
     shadow.dispose = async () => {
       await disconnect();
@@ -67,18 +67,15 @@ export default defineConfig({
   migrations: { path: path.join(directory, "migrations") },
   // Discrete fields, never a connection string: commands that make a shadow database would run in the real one.
   adapter: async () =>
-    new Adapter(
-      {
-        host: setting("PGHOST"),
-        port: Number(setting("PGPORT")),
-        user: setting("PGUSER"),
-        password: process.env.PGPASSWORD,
-        database: setting("PGDATABASE"),
-        application_name: "prisma",
-        // One session, as the advisory lock belongs to one; and an idle one does not keep Node alive.
-        max: 1,
-        allowExitOnIdle: true,
-      },
-      { schema: process.env.PRISMA_SCHEMA ?? "public" },
-    ),
+    new Adapter({
+      host: setting("PGHOST"),
+      port: Number(setting("PGPORT")),
+      user: setting("PGUSER"),
+      password: process.env.PGPASSWORD,
+      database: setting("PGDATABASE"),
+      application_name: "prisma",
+      // One session, as the advisory lock belongs to one; and an idle one does not keep Node alive.
+      max: 1,
+      allowExitOnIdle: true,
+    }),
 });

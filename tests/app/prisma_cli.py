@@ -70,10 +70,9 @@ class PrismaCli:
         cluster: an embedded cluster, reached over its socket.
         dbname: the database.
         directory: where schema.prisma and migrations/ are; default the reference application's.
-        schema: the schema that the tables are in.
     """
 
-    def __init__(self, cluster, dbname, directory=PRISMA_DIRECTORY, schema="public"):
+    def __init__(self, cluster, dbname, directory=PRISMA_DIRECTORY):
         self._installation = install()
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -83,7 +82,6 @@ class PrismaCli:
             "PGUSER": cluster.user,
             "PGDATABASE": dbname,
             "PRISMA_DIRECTORY": str(directory),
-            "PRISMA_SCHEMA": schema,
             "PRISMA_QUERY_ENGINE_LIBRARY": str(self._installation / _EMPTY_ENGINE),
             "PRISMA_SCHEMA_ENGINE_BINARY": str(self._installation / _EMPTY_ENGINE),
             "CHECKPOINT_DISABLE": "1",

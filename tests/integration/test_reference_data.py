@@ -27,9 +27,7 @@ def checksum(connection, schema="public"):
     with contextlib.closing(connection.cursor()) as cursor:
         digests = []
         for table in reference_data.TABLES:
-            cursor.execute(
-                sql.SQL("SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE \"C\")) FROM {} AS t").format(sql.Identifier(schema, table))
-            )
+            cursor.execute(sql.SQL("SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE \"C\")) FROM {} AS t").format(sql.Identifier(schema, table)))
             digests.append(cursor.fetchone()[0])
         cursor.execute("SELECT md5(%s)", (",".join(digests),))
         return cursor.fetchone()[0]
@@ -87,8 +85,7 @@ def test_every_kind_of_row_is_there(connection):
         "consents": 'SELECT count(DISTINCT "explicitHealthConsent") = 2 AND count("healthConsentWithdrawnAt") > 5'
         ' AND count(*) > count("explicitHealthConsent") FROM bookings',
         "linked by e-mail only": 'SELECT count(*) > 30 FROM bookings WHERE "customerId" IS NULL',
-        "an owner who books": "SELECT count(*) > 0 FROM bookings, studio_owners"
-        ' WHERE "customerId" IS NULL AND lower(btrim("customerEmail")) = lower(email)',
+        "an owner who books": 'SELECT count(*) > 0 FROM bookings, studio_owners WHERE "customerId" IS NULL AND lower(btrim("customerEmail")) = lower(email)',
         "other spellings": 'SELECT count(*) FILTER (WHERE "customerEmail" <> btrim("customerEmail")) > 3'
         ' AND count(*) FILTER (WHERE "customerEmail" = upper("customerEmail")) > 3 FROM bookings',
         "an address that is not the customer's": 'SELECT count(*) > 2 FROM bookings AS b JOIN customers AS c ON c.id = "customerId"'
@@ -99,8 +96,7 @@ def test_every_kind_of_row_is_there(connection):
         "unicode names": "SELECT count(*) FILTER (WHERE octet_length(name) > length(name)) > 50 FROM customers",
         "owners without a name": "SELECT bool_or(name IS NULL) AND bool_or(name = '') FROM studio_owners",
         "no password": "SELECT (SELECT bool_or(password IS NULL) FROM studio_owners) AND (SELECT bool_or(password IS NULL) FROM customers)",
-        "unverified": 'SELECT (SELECT bool_or("emailVerified" IS NULL) FROM studio_owners)'
-        ' AND (SELECT bool_or("emailVerified" IS NULL) FROM customers)',
+        "unverified": 'SELECT (SELECT bool_or("emailVerified" IS NULL) FROM studio_owners) AND (SELECT bool_or("emailVerified" IS NULL) FROM customers)',
         "studios without an owner": 'SELECT count(*) = 3 FROM studios WHERE "ownerId" IS NULL',
         "owners with none and with two studios": "SELECT bool_or(n = 0) AND bool_or(n = 2) FROM (SELECT count(s.id) AS n FROM studio_owners AS o"
         ' LEFT JOIN studios AS s ON s."ownerId" = o.id GROUP BY o.id) AS counts',
