@@ -27,10 +27,12 @@ _LIST_SETTINGS = (
     "temp_tablespaces",
 )
 
+#: Of other roles' sessions an unprivileged role sees no type; autovacuum, which gives way by itself, has no role.
 _SESSIONS = """
 SELECT a.pid, a.usename AS role, coalesce(nullif(a.application_name, ''), 'unnamed application') AS application, d.datname AS database
 FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid
-WHERE d.datname = ANY (%s) AND a.pid <> pg_backend_pid() AND a.backend_type IN ('client backend', 'walsender')
+WHERE d.datname = ANY (%s) AND a.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL
+      AND coalesce(a.backend_type, 'client backend') IN ('client backend', 'walsender')
 ORDER BY a.backend_start
 """
 
@@ -145,7 +147,7 @@ class Swap:
             "replaced": self.replaced,
             "drop_command": f"DROP DATABASE {admin.value('SELECT quote_ident(%s)', (self.replaced,))};",
             "sessions": [f"{session['application']} as {session['role']}" for session in sessions],
-            "warnings": self._warnings(admin),
+            "stays_behind": self._stays_behind(admin),
         }
         if self._check_mode:
             return {**result, "executed_queries": admin.executed_queries}
@@ -219,9 +221,9 @@ class Swap:
                 "Run ALTER SUBSCRIPTION ... DISABLE there, then run the same command again",
             )
 
-    def _warnings(self, admin: Database) -> list[str]:
+    def _stays_behind(self, admin: Database) -> list[str]:
         slots = [row["slot_name"] for row in admin.rows("SELECT slot_name FROM pg_replication_slots WHERE database = %s", (self.live,))]
-        return [f"logical replication slot {slot} stays with {self.replaced}" for slot in slots]
+        return [f"logical replication slot {slot}" for slot in slots]
 
     def _exchange(self, admin: Database, mark: dict[str, Any]) -> None:
         facts = {key: value for key, value in mark.items() if key != "made_by"}

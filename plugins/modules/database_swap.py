@@ -87,8 +87,8 @@ sessions:
   returned: when O(state=swapped)
   type: list
   elements: str
-warnings:
-  description: What stays with the replaced database.
+stays_behind:
+  description: What stays with the replaced database and is not carried over, such as logical replication slots.
   returned: when O(state=swapped)
   type: list
   elements: str
