@@ -58,7 +58,8 @@ options:
   mapping:
     description:
       - What the application calls its tables, where it differs from the default names. Used with O(unified_model=true).
-      - Written as C({tables: {<logical table>: {name: <actual table>}}}).
+      - >-
+        Written as C({tables: {<logical table>: {name: <actual table>}}}).
     type: dict
   lock_timeout:
     description:
