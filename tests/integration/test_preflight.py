@@ -1,22 +1,17 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The module unified_user_preflight, its role and its playbook, as an operator runs them; and that looking changes nothing."""
+"""The module unified_user_preflight as an operator runs it, and that looking changes nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import Templates
 from tests.integration.preflight_support import found, look, names, probes_failed, run
-from tests.module_process import ROOT, connection_options, run_module
-
-ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+from tests.module_process import connection_options, run_module
 
 STATISTICS = """
 SELECT s.relid::regclass::text, s.n_tup_ins, s.n_tup_upd, s.n_tup_del, s.last_analyze, s.last_vacuum, c.reltuples, c.relpages
@@ -102,71 +97,3 @@ def test_over_the_network_the_disk_of_this_host_is_still_seen(cluster, options):
     remote = {**options, "login_unix_socket": "", "login_host": cluster.tcp_host, "login_password": cluster.password}
     result = run_module("unified_user_preflight", remote)
     assert found(result, "disk_space", "info") and cluster.password not in json.dumps(result)
-
-
-# --- role and playbook --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def play(cluster, reference_database, tmp_path):
-    """Runs a playbook on the reference database."""
-    inventory = tmp_path / "hosts.yml"
-    variables = {
-        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "unified_user_login_db": reference_database,
-        "unified_user_login_unix_socket": str(cluster.host), "unified_user_login_port": cluster.port, "preflight_bin_dir": str(cluster.bin("pg_dump").parent),
-    }  # fmt: skip
-    inventory.write_text(json.dumps({"database": {"hosts": {"localhost": variables}}}))
-
-    def play(playbook: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        command = [str(ANSIBLE_PLAYBOOK), playbook, "-i", str(inventory), *arguments]
-        return subprocess.run(
-            command, cwd=ROOT / "playbooks", capture_output=True, text=True, timeout=120,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", **environment},
-        )
-
-    return play
-
-
-def test_playbook_shows_a_table_and_passes(play):
-    done = play("preflight.yml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "changed=0" in done.stdout and "SEVERITY FINDING" in done.stdout
-    lines = done.stdout.splitlines()
-    assert any("WARNING  bookings_joined_unverified" in line for line in lines)
-    assert "Blockers: 0, warnings: 1. The copy of 680 rows needs about" in done.stdout
-    assert "Next: ansible-playbook migrate.yml goes the whole path." in done.stdout
-    shown = lines[next(i for i, line in enumerate(lines) if "SEVERITY FINDING" in line):]
-    assert max(map(len, shown)) <= 132, "wide enough is not wider than a terminal"
-
-
-def test_playbook_stops_at_blockers_after_showing_all(cluster, reference_database, play):
-    with contextlib.closing(cluster.connect(reference_database)) as connection:
-        run(connection, "INSERT INTO customers (id, name, email, \"updatedAt\") VALUES ('t1', 'N', 'twin@example.org', now()),"
-            " ('t2', 'N', 'Twin@example.org', now())")
-    done = play("preflight.yml", ANSIBLE_CALLBACK_RESULT_FORMAT="json")
-    output = done.stdout + done.stderr
-    assert done.returncode == 2
-    assert output.index("BLOCKER  duplicate_identities") < output.index("WARNING ") < output.index("INFO ") < output.index("Failed to pass preflight")
-    assert "Set unified_user_duplicate_identities: merge" in output.partition("Failed to pass preflight")[2]
-    assert "t***@example.org" in output and "win@example.org:" not in output.replace("t***@", "")
-    decided = play("preflight.yml", "-e", "unified_user_duplicate_identities=merge")
-    assert decided.returncode == 0 and "INFO     duplicate_identities" in decided.stdout
-
-
-def test_role_records_its_step(cluster, reference_database, play, tmp_path):
-    steps = tmp_path / "steps.json"
-    (tmp_path / "playbook.yml").write_text(json.dumps([{
-        "hosts": "database", "gather_facts": False, "tasks": [
-            {"block": [{"ansible.builtin.import_role": {"name": "rnltlabs.unified_user.preflight"}}],
-             "always": [{"ansible.builtin.copy": {"content": "{{ unified_user_steps | to_json }}", "dest": str(steps), "mode": "0600"}}]},
-        ],
-    }]))  # fmt: skip
-    assert play(str(tmp_path / "playbook.yml")).returncode == 0
-    (step,) = json.loads(steps.read_text())
-    assert step["step"] == "preflight" and step["result"] == "ok" and step["rows"] == 680 and step["duration_ms"] > 0
-    assert step["detail"].startswith("0 blockers, 1 warnings") and step["data"]["estimates"]["rows"] == 680
-    with contextlib.closing(cluster.connect(reference_database)) as connection:
-        run(connection, "CREATE SCHEMA unified_user_journal")
-    assert play(str(tmp_path / "playbook.yml")).returncode == 2
-    (step,) = json.loads(steps.read_text())
-    assert step["result"] == "failed" and step["detail"].startswith("1 blockers")
