@@ -62,6 +62,9 @@ a.pid IN (SELECT l.pid FROM pg_catalog.pg_locks AS l
             AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
 """
 
+#: What stands between quotation marks, straight, German, French or English ones.
+_QUOTED = re.compile(r"[\"\u201e\u201c\u00ab\u201a\u2018].*[\"\u201c\u201d\u00bb\u2019]")
+
 #: All that makes up a table, a line for each part.
 _DEFINITIONS = """
 WITH t AS (
@@ -298,7 +301,7 @@ def explain(error) -> str:
         return f"it raised an exception of its own, whose text is in the server's log ({code})"
     message = describe(error)
     # Data exceptions quote the value that was wrong, each language in its own marks.
-    return re.sub(r'["„“«‚‘].*["“”»’]', '"…"', message) if code.startswith("22") else message
+    return _QUOTED.sub('"..."', message) if code.startswith("22") else message
 
 
 def _line(statement: Statement, error) -> int:

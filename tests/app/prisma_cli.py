@@ -111,7 +111,7 @@ class PrismaCli:
         """
         with self.start(*arguments) as process:
             try:
-                output, _ = process.communicate(timeout=timeout)
+                output, _errors = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

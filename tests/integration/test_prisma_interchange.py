@@ -222,7 +222,7 @@ def test_module_waits_for_the_cli(application):
         with application.session() as database, pytest.raises(UnifiedUserError, match="another deployment holds Prisma's lock"):
             deploy(database, Options(str(application.migrations), advisory_lock_seconds=1), application.connect, check_mode=False)
         blocker.execute("ROLLBACK")
-    output, _ = process.communicate(timeout=60)
+    output, _errors = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert application.by_module() == []
     application.require_up_to_date()

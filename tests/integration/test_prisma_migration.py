@@ -482,7 +482,7 @@ def test_two_deployments_at_once(cluster, database, own_release):
     path, add = own_release
     for number in range(4):
         add(f"{number}_slow", f"SELECT pg_sleep(0.3); CREATE TABLE t{number} (id int);")
-    processes = [ModuleProcess("prisma_migration", options(cluster, database, path)) for _ in range(2)]
+    processes = [ModuleProcess("prisma_migration", options(cluster, database, path)) for _number in range(2)]
     results = [process.result() for process in processes]
     assert [result.get("failed") for result in results] == [None, None], results
     assert sorted(len(result["applied"]) for result in results) == [0, 4]
