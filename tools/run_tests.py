@@ -276,6 +276,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", action="append", choices=STAGES, help="run only this stage (may be repeated)")
     chosen = parser.parse_args(argv).stage
+    # Ended from outside, what was started ends, too.
+    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(143))
     stages = {name: function for name, function in STAGES.items() if not chosen or name in chosen}
     for name in stages:
         # What an earlier run left must not count in this one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -442,6 +443,22 @@ def test_command_that_takes_too_long_is_ended_with_its_children(log):
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'])"
     assert run_tests.run([sys.executable, "-c", script], log, 2) == 124
     assert "ended after 2 s" in log.read_text()
+
+
+def test_what_was_started_ends_with_the_driver(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import run_tests; from pathlib import Path\n"
+        "run_tests.OUTPUT = Path(sys.argv[2])\n"
+        "sleep = [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
+        "run_tests.STAGES = {'s': lambda: run_tests.judge(run_tests.Tally(), run_tests.run(sleep, run_tests.OUTPUT / 's.log', 60), 's')}\n"
+        "run_tests.main([])\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script, str(ROOT / "tools"), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    pid = next(int(line) for line in driver.stdout if line.strip().isdigit())
+    driver.terminate()
+    driver.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_missing_test_directory_is_a_failure(tmp_path, monkeypatch):
