@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -53,23 +54,28 @@ def run_playbook_in_terminal(
     if process_id == 0:
         os.chdir(ROOT)
         os.execve(command[0], command, environment)
-    output, answered, deadline = "", False, time.monotonic() + timeout
-    while True:
-        assert time.monotonic() < deadline, f"the playbook did not end: {output}"
-        if not select.select([terminal], [], [], 1)[0]:
-            if question in output:
-                os.write(terminal, answer.encode() + b"\r")
-                answered = True
-            continue
-        try:
-            piece = os.read(terminal, 65536)
-        except OSError:  # how Linux reports that the other end is closed
-            break
-        if not piece:
-            break
-        output += piece.decode("utf-8", "replace")
-    _, status = os.waitpid(process_id, 0)
-    os.close(terminal)
+    output, answered, deadline, status = "", False, time.monotonic() + timeout, None
+    try:
+        while True:
+            assert time.monotonic() < deadline, f"the playbook did not end: {output}"
+            if not select.select([terminal], [], [], 1)[0]:
+                if question in output:
+                    os.write(terminal, answer.encode() + b"\r")
+                    answered = True
+                continue
+            try:
+                piece = os.read(terminal, 65536)
+            except OSError:  # how Linux reports that the other end is closed
+                break
+            if not piece:
+                break
+            output += piece.decode("utf-8", "replace")
+        _, status = os.waitpid(process_id, 0)
+    finally:
+        os.close(terminal)
+        if status is None:
+            os.kill(process_id, signal.SIGKILL)
+            os.waitpid(process_id, 0)
     assert answered, f"the playbook never asked: {output}"
     return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), stdout=output.replace("\r\n", "\n"))
 

@@ -127,7 +127,10 @@ class Swap:
             exists = admin.value("SELECT EXISTS (SELECT FROM pg_database WHERE datname = %s)", (self.live,))
             if not exists:
                 raise UnifiedUserError(
-                    f"find database {self.live}", "there is no such database on this server", "Check login_db and login_host"
+                    f"find database {self.live}",
+                    "there is no such database on this server",
+                    "Check login_db and login_host; if it was dropped, restore it with the module database_restore, state restored, "
+                    f"and rename {self.copy} yourself",
                 )
             if self._check_mode:
                 closed = admin.value("SELECT NOT datallowconn FROM pg_database WHERE datname = %s", (self.live,))
