@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Iterable
 
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._constraints import KEYS, REFERENCES, Key, Reference
@@ -15,7 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import 
 
 _INDEXES = """
 SELECT c.relname::text AS "table", x.relname::text AS name, i.indisvalid AND i.indisready AND i.indislive AS valid,
-       i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AS guarantees,
+       i.indisunique AS "unique", i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AS guarantees,
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place)
              JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number WHERE k.place <= i.indnkeyatts) AS columns
 FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_class AS x ON x.oid = i.indexrelid
@@ -36,6 +37,25 @@ FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid JOIN pg_class A
 JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_namespace AS fn ON fn.oid = f.relnamespace
 WHERE k.contype = 'f' AND n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
 ORDER BY 1, 2
+"""
+
+
+_ROLES = """
+SELECT c.relname::text AS "table", a.attname::text AS "column", tn.nspname::text AS type_schema, t.typname::text AS type,
+       array_agg(e.enumlabel::text) AS labels
+FROM unnest(%(tables)s::text[], %(columns)s::text[]) AS w ("table", "column")
+JOIN pg_class AS c ON c.relname = w."table" JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = w."column"
+JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_namespace AS tn ON tn.oid = t.typnamespace JOIN pg_enum AS e ON e.enumtypid = t.oid
+GROUP BY 1, 2, 3, 4 ORDER BY 1
+"""
+
+# Besides unique indexes: CHECK and exclusion constraints (pg_constraint.contype c and x).
+_CHECKS = """
+SELECT k.conname::text AS name, c.relname::text AS "table"
+FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE k.contype IN ('c', 'x') AND n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
+ORDER BY 2, 1
 """
 
 
@@ -66,6 +86,33 @@ def _indexes(context: Context) -> Iterable[Finding]:
         and_more([_add_index(context, key) for key in missing]),
     )
     yield from _doubles(context, [key for key in missing if key.identifies and not context.is_unified(context.schema[key.table].name)])
+
+
+def _further(context: Context) -> Iterable[Finding]:
+    """Demands of the unified tables that the contract does not know, and roles that their enumerations lack."""
+    schema = context.schema
+    filled = {schema[table].name for table in _mapping.FILLED if schema[table].exists}
+    known = [(schema[key.table].name, {schema[key.table].names.get(column) for column in key.columns}) for key in KEYS]
+    scope = {"schema": schema.name, "tables": list(filled)}
+    demands = [row for row in context.database.rows(_INDEXES, scope) if row["unique"] and (row["table"], set(row["columns"])) not in known]
+    demands += context.database.rows(_CHECKS, scope)
+    yield from context.found(
+        "further_constraints", WARNING, [f"{row['name']} on {row['table']}" for row in demands],
+        "constraints of the unified tables that the migration does not know; a row that breaks one would stop the copy",
+        and_more([f"psql -c '\\d {table}'" for table in sorted({context.table(row["table"]) for row in demands})]),
+    )
+    needed = {_mapping.OWNER_ROLE, _mapping.CUSTOMER_ROLE, context.options.policies.guest_role}
+    columns = [(table, column) for table, column in (("users", "primaryRole"), ("user_role_assignments", "role")) if _has(schema, table, (column,))]
+    for row in context.database.rows(_ROLES, {
+        "schema": schema.name,
+        "tables": [schema[table].name for table, _column in columns],
+        "columns": [schema[table].names[column] for table, column in columns],
+    }):
+        lacking = sorted(needed - set(row["labels"]))
+        yield from context.found(
+            "role_unknown", BLOCKER, lacking, f"roles that the column {row['column']} of {row['table']} does not know",
+            and_more([context.statement("ALTER TYPE {} ADD VALUE ", (row["type_schema"], row["type"])) + f"'{label}'" for label in lacking]),
+        )
 
 
 def _is_guaranteed(context: Context, key: Key, rows: list[dict[str, Any]]) -> bool:
@@ -186,5 +233,6 @@ def _dangling(context: Context, references: list[Reference]) -> Iterable[Finding
 
 PROBES = (
     Probe("keys and indexes", _indexes),
+    Probe("further constraints and roles", _further),
     Probe("foreign keys", _foreign_keys),
 )

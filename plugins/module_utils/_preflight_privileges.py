@@ -34,6 +34,12 @@ FROM pg_namespace AS n LEFT JOIN pg_namespace AS j ON j.nspname = %(journal)s LE
 WHERE n.nspname = %(schema)s
 """
 
+_HISTORY = """
+SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AS granted
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = '_prisma_migrations' AND c.relkind = 'r'
+"""
+
 # What pg_dump reads or locks, but for what an extension brings along (pg_depend.deptype 'e').
 _DUMPED = """
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name, c.relkind = 'S' AS is_sequence
@@ -112,6 +118,14 @@ def _on_database(context: Context) -> Iterable[Finding]:
                       f"GRANT TEMPORARY ON DATABASE {database} TO {role}", [context.server["database"]])
 
 
+def _on_history(context: Context) -> Iterable[Finding]:
+    """The schema's deployment writes down what it did; once the unified tables are there, it has."""
+    if not context.relations(UNIFIED) and context.database.value(_HISTORY, (context.schema.name,)) is False:
+        table = context.table("_prisma_migrations")
+        yield Finding("privilege_history", BLOCKER, 1, f"role {context.server['role']} may not write the history of schema migrations",
+                      f"GRANT SELECT, INSERT, UPDATE ON TABLE {table} TO {context.quoted(context.server['role'])}", ["_prisma_migrations"])
+
+
 def _for_backup(context: Context) -> Iterable[Finding]:
     """What the backup and its restore test need beyond the migration's own tables."""
     role = context.quoted(context.server["role"])
@@ -130,5 +144,6 @@ def _for_backup(context: Context) -> Iterable[Finding]:
 PROBES = (
     Probe("privileges on the tables", _on_tables),
     Probe("privileges on the database", _on_database),
+    Probe("privileges on the migration history", _on_history),
     Probe("privileges for backup and restore", _for_backup),
 )

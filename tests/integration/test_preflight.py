@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 
 from tests.conftest import Templates
 from tests.integration.preflight_support import found, look, names, probes_failed, run
-from tests.module_process import connection_options, run_module
+from tests.module_process import ROOT, connection_options, run_module
 
 STATISTICS = """
 SELECT s.relid::regclass::text, s.n_tup_ins, s.n_tup_upd, s.n_tup_del, s.last_analyze, s.last_vacuum, c.reltuples, c.relpages
@@ -97,3 +99,10 @@ def test_over_the_network_the_disk_of_this_host_is_still_seen(cluster, options):
     remote = {**options, "login_unix_socket": "", "login_host": cluster.tcp_host, "login_password": cluster.password}
     result = run_module("unified_user_preflight", remote)
     assert found(result, "disk_space", "info") and cluster.password not in json.dumps(result)
+
+
+def test_missing_driver_names_the_interpreter(options, tmp_path):
+    (tmp_path / "psycopg2.py").write_text("raise ImportError('as if it were not installed')\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / ".collections"), *(path for path in sys.path if "site-packages" in path)])
+    failed = run_module("unified_user_preflight", options, environment={"PYTHONPATH": paths})
+    assert failed["failed"] and f"psycopg2 is missing for {sys.executable}" in failed["msg"] and "python3-psycopg2" in failed["msg"]

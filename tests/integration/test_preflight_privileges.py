@@ -130,3 +130,15 @@ def test_disk_that_this_role_may_not_see(connection, look_as, nobody):
     assert "may not see" in finding["detail"] and "preflight_available_bytes" in finding["hint"]
     follow(connection, finding["hint"].rpartition("or ")[2])
     assert "disk_space_unknown" not in names(look_as(available_bytes=None))
+
+
+def test_history_of_schema_migrations(cluster, connection, reference_database, look_as, nobody):
+    run(connection, f'GRANT pg_read_all_data TO "{nobody}"')
+    assert "privilege_history" not in names(look_as()), "with the unified tables there, nothing is left to deploy"
+    unified = ("new_sessions", "new_accounts", "new_bookings", "studio_ownership", "user_role_assignments", '"_UserFavorites"', "magic_link_tokens",
+               "audit_logs", "users")  # fmt: skip
+    run(connection, *(f"DROP TABLE {table} CASCADE" for table in unified))
+    finding = found(look_as(), "privilege_history", "blocker")
+    assert finding["samples"] == ["_prisma_migrations"]
+    follow(connection, finding["hint"])
+    assert "privilege_history" not in names(look_as())

@@ -247,3 +247,21 @@ def test_foreign_key_that_leads_elsewhere(connection, look_here):
     assert found(result, "missing_foreign_key", "warning")["samples"] == ["new_bookings.customerId to users"]
     follow(connection, finding["hint"])
     assert "foreign_key_elsewhere" not in names(look_here())
+
+
+def test_demands_that_the_migration_does_not_know(connection, look_here):
+    run(connection, "CREATE UNIQUE INDEX one_phone ON users (phone)", "CREATE UNIQUE INDEX lowered ON users (lower(email))",
+        "ALTER TABLE new_bookings ADD CONSTRAINT dated CHECK (\"preferredDate\" <> '')", "ALTER TABLE audit_logs ADD CHECK (action <> '')")
+    finding = found(look_here(), "further_constraints", "warning")
+    assert set(finding["samples"]) == {"one_phone on users", "lowered on users", "dated on new_bookings"}
+    assert finding["hint"] == """psql -c '\\d "public"."new_bookings"'; psql -c '\\d "public"."users"'"""
+
+
+def test_roles_that_the_enumeration_lacks(connection, look_here):
+    run(connection, "CREATE TYPE \"Few Roles\" AS ENUM ('STUDIO_OWNER', 'CUSTOMER')",
+        "ALTER TABLE user_role_assignments ALTER COLUMN role TYPE \"Few Roles\" USING role::text::\"Few Roles\"")
+    assert "role_unknown" not in names(look_here())
+    finding = found(look_here(guest_role="GUEST"), "role_unknown", "blocker")
+    assert finding["samples"] == ["GUEST"] and "role of user_role_assignments" in finding["detail"]
+    follow(connection, finding["hint"])
+    assert "role_unknown" not in names(look_here(guest_role="GUEST"))
