@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Image
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import differs
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_images import Image
 
 MISSING = "missing"
 UNEXPECTED = "unexpected"
@@ -66,80 +67,72 @@ class Comparer:
         Raises:
             psycopg2.Error: as the server reports it.
         """
-        counts = self.database.row(self._counting(image))
+        counts = {"expected": 0, "found": 0, "different": 0, "changed_since": 0}
+        for part in image.parts:
+            for name, count in self.database.row(self.counting(image, part)).items():
+                counts[name] += count
+        actual = self.database.value(compose("SELECT count(*) FROM {table}", {"table": image.table}))
         born = 0
-        if image.born is not None and counts["actual"] != counts["found"]:
+        if image.born is not None and actual != counts["found"]:
             born = self.database.value(self._listing(image, "SELECT count(*) FROM difference WHERE kind = 'born'"))
         missing = counts["expected"] - counts["found"]
         # Two expected rows with one key find the same row: then fewer rows are there than were found.
-        unexpected = abs(counts["actual"] - counts["found"] - born)
+        unexpected = abs(actual - counts["found"] - born)
         samples, columns = [], {}
         if missing or unexpected or counts["different"]:
             samples, columns = self._samples(image)
-        return Comparison(
-            counts["expected"], counts["actual"], missing, unexpected, counts["different"], born, counts["changed_since"], samples, columns
-        )
+        return Comparison(counts["expected"], actual, missing, unexpected, counts["different"], born, counts["changed_since"], samples, columns)
 
-    def _differs(self, image: Image):
-        return compose(
-            "({conditions})",
-            {
-                "conditions": sql.SQL(" OR ").join(
-                    [
-                        differs(column, compose("e.{c}", {"c": sql.Identifier(name)}), compose("a.{c}", {"c": sql.Identifier(name)}))
-                        for name, column in image.columns.items()
-                    ]
-                )
-            },
-        )
+    @staticmethod
+    def _pair(column: Column, name: str):
+        own = {"c": sql.Identifier(name)}
+        return differs(column, compose("e.{c}", own), compose("a.{c}", own))
 
     def _parts(self, image: Image) -> dict[str, object]:
         return {
-            "expected": image.expected,
             "table": image.table,
-            "key": compose("a.{c}", {"c": sql.Identifier(image.key[0])}),
+            "here": compose("a.{c}", {"c": sql.Identifier(image.key[0])}),
+            "wanted": compose("e.{c}", {"c": sql.Identifier(image.key[0])}),
             "same": all_of(compose("a.{c} = e.{c}", {"c": sql.Identifier(name)}) for name in image.key),
-            "differs": self._differs(image),
+            "differs": sql.SQL(" OR ").join([self._pair(column, name) for name, column in image.columns.items()]),
             "changed": image.changed or sql.SQL("FALSE"),
+            "born": image.born or sql.SQL("FALSE"),
         }
 
-    def _counting(self, image: Image):
+    def counting(self, image: Image, part):
+        """Return the statement that counts one part of an image: its rows, those found, and those that differ."""
         # The comparison stands in FILTER, never in WHERE, where equality misleads the planner's estimates.
         return compose(
-            "SELECT count(*) AS expected, count({key}) AS found,"
-            " count(*) FILTER (WHERE {key} IS NOT NULL AND {differs} AND NOT {changed}) AS different,"
-            " count(*) FILTER (WHERE {key} IS NOT NULL AND {differs} AND {changed}) AS changed_since,"
-            " (SELECT count(*) FROM {table}) AS actual FROM ({expected}) AS e LEFT JOIN {table} AS a ON {same}",
-            self._parts(image),
+            "SELECT count(*) AS expected, count({here}) AS found,"
+            " count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND NOT {changed}) AS different,"
+            " count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND {changed}) AS changed_since"
+            " FROM ({part}) AS e LEFT JOIN {table} AS a ON {same}",
+            {**self._parts(image), "part": part},
         )
 
     def _listing(self, image: Image, question: str, **extra):
-        parts = self._parts(image)
-        here = compose("a.{c}", {"c": sql.Identifier(image.key[0])})
-        wanted = compose("e.{c}", {"c": sql.Identifier(image.key[0])})
-        parts.update(
-            extra,
-            here=here, wanted=wanted, born=image.born or sql.SQL("FALSE"),
-            keys=comma(compose("coalesce(a.{c}, e.{c}) AS {c}", {"c": sql.Identifier(name)}) for name in image.key),
-            names=comma(
-                compose(
-                    "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND {differs} THEN {name} END",
-                    {
-                        "here": here, "wanted": wanted, "name": sql.Literal(name),
-                        "differs": differs(column, compose("e.{c}", {"c": sql.Identifier(name)}), compose("a.{c}", {"c": sql.Identifier(name)})),
-                    },
-                )
-                for name, column in image.columns.items()
-            ),
-            label=image.label,
+        names = [
+            compose(
+                "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND ({differs}) THEN {name} END",
+                {**self._parts(image), "differs": self._pair(column, name), "name": sql.Literal(name)},
+            )
+            for name, column in image.columns.items()
+        ]
+        difference = compose(
+            "SELECT CASE WHEN {wanted} IS NULL AND {born} THEN 'born' WHEN {wanted} IS NULL THEN 'unexpected'"
+            " WHEN {here} IS NULL THEN 'missing' WHEN {changed} THEN 'changed' ELSE 'different' END AS kind, {keys},"
+            " array_remove(ARRAY[{names}], NULL) AS names FROM ({expected}) AS e FULL JOIN {table} AS a ON {same}"
+            " WHERE {here} IS NULL OR {wanted} IS NULL OR {differs}",
+            {
+                **self._parts(image),
+                "expected": sql.SQL(" UNION ALL ").join([compose("({part})", {"part": part}) for part in image.parts]),
+                "keys": comma(compose("coalesce(a.{c}, e.{c}) AS {c}", {"c": sql.Identifier(name)}) for name in image.key),
+                "names": comma(names),
+            },
         )
         return compose(
-            "WITH difference AS MATERIALIZED (SELECT CASE WHEN {wanted} IS NULL AND {born} THEN 'born' WHEN {wanted} IS NULL THEN 'unexpected'"
-            " WHEN {here} IS NULL THEN 'missing' WHEN {changed} THEN 'changed' ELSE 'different' END AS kind, {keys},"
-            " array_remove(ARRAY[{names}], NULL) AS names"
-            " FROM ({expected}) AS e FULL JOIN {table} AS a ON {same}"
-            " WHERE {here} IS NULL OR {wanted} IS NULL OR {differs}) " + question,
-            parts,
+            "WITH difference AS MATERIALIZED ({difference}) {question}",
+            {"difference": difference, "question": compose(question, {"label": image.label, **extra})},
         )
 
     def _samples(self, image: Image) -> tuple[list[str], dict[str, int]]:

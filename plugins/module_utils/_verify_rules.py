@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import PEOPLE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, masked_email
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_images import GUEST, MAP, Images
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import People
 
 #: Every reference inside the unified tables and from them to shared ones: table, column, table it points to.
 REFERENCES = (
@@ -27,6 +28,14 @@ REFERENCES = (
     ("audit_logs", "userId", "users"),
 )
 
+#: Tables counted as they are; the first of each pair is its name in the totals.
+_COUNTED = {
+    "owners": "studio_owners", "customers": "customers", "legacy_accounts": "accounts", "legacy_sessions": "sessions",
+    "legacy_bookings": "bookings", "legacy_favourites": "_CustomerFavorites", "users": "users", "role_assignments": "user_role_assignments",
+    "ownerships": "studio_ownership", "accounts": "new_accounts", "sessions": "new_sessions", "bookings": "new_bookings",
+    "favourites": "_UserFavorites",
+}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -42,15 +51,16 @@ class Rule:
 
 
 class Rules:
-    """Composes the rules of the contract, section 5, points 3 to 5, beside the images.
+    """Composes the rules of the contract, section 5, points 3 to 5, beside the images, and the totals of point 1.
 
     Args:
-        images: whose schema, policies and derivations are used.
+        derivation: keys, policies and tables.
     """
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
-        self.schema = images.schema
+    def __init__(self, derivation: Derivation) -> None:
+        self.derivation = derivation
+        self.schema = derivation.schema
+        self.of = derivation.of
 
     def all(self) -> list[Rule]:
         """Return the rules."""
@@ -70,155 +80,127 @@ class Rules:
         Returns:
             A composed SELECT of one row, and the columns it counts.
         """
-        references = [(column, parent) for table, column, parent in REFERENCES if table == child and column in self.schema[table].names]
+        columns = [column for table, column, unused in REFERENCES if table == child and column in self.schema[table].names]
         counts, joins = [], []
-        for number, (column, parent) in enumerate(references):
-            parts = {"p": sql.Identifier(f"p{number}"), "name": sql.Identifier(column)}
-            counts.append(
-                self.schema.compose(
-                    f"count(*) FILTER (WHERE c.{{{child}.{column}}} IS NOT NULL AND {{p}}.{{{parent}.id}} IS NULL) AS {{name}}", **parts
-                )
-            )
-            joins.append(self.schema.compose(f" LEFT JOIN {{{parent}}} AS {{p}} ON {{p}}.{{{parent}.id}} = c.{{{child}.{column}}}", **parts))
-        select = self.schema.compose(f"SELECT {{counts}} FROM {{{child}}} AS c{{joins}}", counts=comma(counts), joins=sql.Composed(joins))
-        return select, [column for column, unused in references]
+        for number, column in enumerate(columns):
+            parts = {"p": sql.Identifier(f"p{number}"), "name": sql.Identifier(column), "column": self.schema.column(child, column)}
+            parent = self._parent(child, column)
+            counts.append(self.of(parent, "count(*) FILTER (WHERE c.{column} IS NOT NULL AND {p}.{.id} IS NULL) AS {name}", **parts))
+            joins.append(self.of(parent, " LEFT JOIN {.} AS {p} ON {p}.{.id} = c.{column}", **parts))
+        return self.of(child, "SELECT {counts} FROM {.} AS c{joins}", counts=comma(counts), joins=sql.Composed(joins)), columns
 
     def orphaned(self, child: str, column: str):
         """Select a label for each row of a table whose column points nowhere."""
-        parent = next(parent for table, name, parent in REFERENCES if (table, name) == (child, column))
-        label = "c.{_UserFavorites.A} || ' ' || c.{_UserFavorites.B}" if child == "_UserFavorites" else f"c.{{{child}.id}}::text"
-        return self.schema.compose(
-            f"SELECT {label} AS label FROM {{{child}}} AS c WHERE c.{{{child}.{column}}} IS NOT NULL"
-            f" AND NOT EXISTS (SELECT FROM {{{parent}}} AS p WHERE p.{{{parent}.id}} = c.{{{child}.{column}}})"
+        label = self.of(child, "c.{.A} || ' ' || c.{.B}" if child == "_UserFavorites" else "c.{.id}::text")
+        return self.of(
+            self._parent(child, column),
+            "SELECT {label} AS label FROM {child} AS c WHERE c.{column} IS NOT NULL AND NOT EXISTS (SELECT FROM {.} AS p WHERE p.{.id} = c.{column})",
+            label=label, child=self.schema.table(child), column=self.schema.column(child, column),
         )
 
-    def _map_label(self, alias: str):
-        return compose(
-            f"{alias}.source_table || ' ' || CASE {alias}.source_table WHEN {{guest}} THEN {{masked}} ELSE {alias}.source_id END",
-            {"guest": sql.Literal(GUEST), "masked": masked_email(sql.SQL(f"{alias}.source_id"), self.images.mask_pii)},
-        )
+    @staticmethod
+    def _parent(child: str, column: str) -> str:
+        return next(parent for table, name, parent in REFERENCES if (table, name) == (child, column))
 
     def _dangling(self):
         """Mappings to a user that is not there."""
-        return self.schema.compose(
-            "SELECT {label} AS label FROM {map} AS i WHERE NOT EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = i.user_id)",
-            label=self._map_label("i"), map=MAP,
+        return self.of(
+            "users", "SELECT {label} AS label FROM {map} AS i WHERE NOT EXISTS (SELECT FROM {.} AS u WHERE u.{.id} = i.user_id)",
+            label=self.derivation.map_label("i"),
         )
 
     def _double_roles(self):
         """A role held twice: the unique constraint does not object, as no studio is unlike no studio to it."""
-        return self.schema.compose(
-            "SELECT r.{user_role_assignments.userId} || ' ' || r.{user_role_assignments.role}::text AS label FROM {user_role_assignments} AS r"
-            " GROUP BY r.{user_role_assignments.userId}, r.{user_role_assignments.role}, r.{user_role_assignments.studioId} HAVING count(*) > 1"
+        return self.of(
+            "user_role_assignments",
+            "SELECT r.{.userId} || ' ' || r.{.role}::text AS label FROM {.} AS r GROUP BY r.{.userId}, r.{.role}, r.{.studioId} HAVING count(*) > 1",
         )
 
     def _double_keys(self):
         """Two users with one identity key."""
-        key = self.images.key("users", "u")
-        return self.schema.compose(
-            "SELECT {masked} AS label FROM {users} AS u GROUP BY {key} HAVING count(*) > 1",
-            masked=masked_email(key, self.images.mask_pii), key=key,
+        key = self.derivation.key("users", "u")
+        return self.of(
+            "users", "SELECT {masked} AS label FROM {.} AS u GROUP BY {key} HAVING count(*) > 1",
+            masked=masked_email(key, self.derivation.mask_pii), key=key,
         )
 
-    def _untouched(self):
-        """The condition over ``u`` that nobody has changed the user after cut-over."""
-        changed = self.images.cutover_at and self.schema.compose(
-            " AND u.{users.updatedAt} < CAST({at} AS {type})", at=sql.Literal(self.images.cutover_at),
-            type=sql.SQL(self.schema["users"].columns[self.schema["users"].names["updatedAt"]].type),
+    def _joined(self, template: str, **parts):
+        """Fill a template about users that begins with the rows of joined identities as ``member``, each with his ``user_id``."""
+        owners, customers = map(sql.Literal, PEOPLE)
+        untouched = sql.SQL("TRUE")
+        if self.derivation.cutover_at is not None:
+            untouched = compose("NOT {changed}", {"changed": self.derivation.since("users", "updatedAt", "u")})
+        return self.of(
+            "users",
+            "WITH member AS MATERIALIZED (SELECT m.*, i.user_id FROM ({members}) AS m JOIN {map} AS i ON i.source_id = m.\"id of\""
+            ' AND i.source_table = CASE m."side of" WHEN 0 THEN {owners} ELSE {customers} END) ' + template,
+            members=People(self.derivation).members(), owners=owners, customers=customers, untouched=untouched, **parts,
         )
-        return changed or sql.SQL("")
 
     def _passwords(self):
         """A password of a joined person that no carried row of his has, or any of a guest: somebody else could sign in."""
-        carried = sql.SQL("TRUE" if self.images.carries_all() else "m.\"verified of\" IS NOT NULL")
-        return self.schema.compose(
-            "WITH member AS MATERIALIZED ({members}) SELECT u.{users.id}::text AS label FROM {users} AS u"
-            " JOIN (SELECT DISTINCT i.user_id FROM {map} AS i JOIN ({joined}) AS j USING (identity_key)"
-            " UNION ALL SELECT g.user_id FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{users.id}"
-            " WHERE u.{users.password} IS NOT NULL{untouched} AND NOT EXISTS (SELECT FROM member AS m JOIN {map} AS i"
-            " ON i.source_table = CASE m.\"side of\" WHEN 0 THEN {owners} ELSE {customers} END AND i.source_id = m.\"id of\""
-            " WHERE i.user_id = u.{users.id} AND {carried} AND m.\"password of\" COLLATE \"C\" = u.{users.password}::text COLLATE \"C\")",
-            members=self.images.members(), joined=self.images.joined(), map=MAP, guest=sql.Literal(GUEST), carried=carried,
-            untouched=self._untouched(), **self._sides(),
+        return self._joined(
+            "SELECT u.{.id}::text AS label FROM {.} AS u JOIN (SELECT m.user_id FROM member AS m"
+            " UNION SELECT g.user_id FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
+            " WHERE u.{.password} IS NOT NULL AND {untouched} AND NOT EXISTS (SELECT FROM member AS m"
+            ' WHERE m.user_id = u.{.id} AND {carried} AND m."password of" COLLATE "C" = u.{.password}::text COLLATE "C")',
+            carried=sql.SQL("TRUE" if self.derivation.carries_all() else 'm."verified of" IS NOT NULL'),
         )
-
-    def _sides(self):
-        owners, customers = PEOPLE
-        return {"owners": sql.Literal(owners), "customers": sql.Literal(customers)}
 
     def _verification_times(self):
         """A joined person whose e-mail is verified at another time than the earliest of his rows, or a guest with any."""
-        return self.schema.compose(
-            "WITH member AS MATERIALIZED ({members}), earliest AS (SELECT i.user_id, min(m.\"verified of\") AS at FROM member AS m JOIN {map} AS i"
-            " ON i.source_table = CASE m.\"side of\" WHEN 0 THEN {owners} ELSE {customers} END AND i.source_id = m.\"id of\" GROUP BY 1"
-            " UNION ALL SELECT g.user_id, NULL FROM {map} AS g WHERE g.source_table = {guest})"
-            " SELECT u.{users.id}::text AS label FROM {users} AS u JOIN earliest AS s ON s.user_id = u.{users.id}"
-            " WHERE u.{users.emailVerified} IS DISTINCT FROM s.at{untouched}",
-            members=self.images.members(), map=MAP, guest=sql.Literal(GUEST), untouched=self._untouched(), **self._sides(),
+        return self._joined(
+            'SELECT u.{.id}::text AS label FROM {.} AS u JOIN (SELECT m.user_id, min(m."verified of") AS at FROM member AS m GROUP BY m.user_id'
+            " UNION ALL SELECT g.user_id, NULL FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
+            " WHERE u.{.emailVerified} IS DISTINCT FROM p.at AND {untouched}"
         )
 
     def _not_carried(self):
         """Accounts and sessions on the unified side that belong to legacy rows whose credentials must not be carried."""
-        selects = [
-            self.schema.compose(
-                f"SELECT {{name}} || ' ' || n.{{{target}.id}} AS label {{owned}} JOIN {{{target}}} AS n ON {same} WHERE {{dropped}}",
-                name=sql.Literal(self.schema[target].name), owned=self.images.owned(source), dropped=self.images.dropped(),
+        selects = []
+        for source, target, tokens in (("accounts", "new_accounts", ("provider", "providerAccountId")), ("sessions", "new_sessions", ("sessionToken",))):
+            same = [
+                compose("n.{there} = t.{here}", {"there": self.schema.column(target, token), "here": self.schema.column(source, token)}) for token in tokens
+            ]
+            selects.append(
+                self.of(
+                    source,
+                    "SELECT {name} || ' ' || n.{id} AS label FROM {.} AS t JOIN {studio_owners} AS p ON p.{studio_owners.id} = t.{.userId}"
+                    " JOIN {target} AS n ON {same} WHERE {dropped}",
+                    name=sql.Literal(self.schema[target].name), id=self.schema.column(target, "id"), target=self.schema.table(target),
+                    same=sql.SQL(" AND ").join(same), dropped=self.derivation.dropped("p"),
+                )
             )
-            for source, target, same in (
-                ("accounts", "new_accounts", "n.{new_accounts.provider} = t.{accounts.provider}"
-                 " AND n.{new_accounts.providerAccountId} = t.{accounts.providerAccountId}"),
-                ("sessions", "new_sessions", "n.{new_sessions.sessionToken} = t.{sessions.sessionToken}"),
-            )
-        ]
         return sql.SQL(" UNION ALL ").join(selects)
 
     def _rows(self, table: str):
         """Rows of a table that starts empty."""
-        relation = self.schema[table]
         since = sql.SQL("FALSE")
-        if self.images.cutover_at and "createdAt" in relation.names:
-            since = self.schema.compose(
-                f"a.{{{table}.createdAt}} >= CAST({{at}} AS {{type}})",
-                at=sql.Literal(self.images.cutover_at), type=sql.SQL(relation.columns[relation.names["createdAt"]].type),
-            )
-        return self.schema.compose(f"SELECT a.{{{table}.id}}::text AS label FROM {{{table}}} AS a WHERE NOT {{since}}", since=since)
+        if self.derivation.cutover_at is not None and "createdAt" in self.schema[table].names:
+            since = self.derivation.since(table, "createdAt", "a")
+        return self.of(table, "SELECT a.{.id}::text AS label FROM {.} AS a WHERE NOT {since}", since=since)
 
     def totals(self):
         """Select what the equations between the totals are made of, from the tables alone, without the journal's map.
 
         Identities and guests are found by putting the keys of all people and of the bookings that name one beside each other.
         """
-        people = [
-            self.schema.compose(f"SELECT {{key}} AS key, {{side}} AS side FROM {{{table}}} AS p", key=self.images.key(table, "p"), side=sql.Literal(side))
+        keys = [
+            self.of(table, "SELECT {key} AS key, {side} AS side FROM {.} AS p", key=self.derivation.key(table, "p"), side=sql.Literal(side))
             for side, table in enumerate(PEOPLE)
         ]
-        bookings = self.schema.compose(
-            "SELECT {key}, {side} FROM {bookings} AS b WHERE {anonymous}",
-            key=self.images.key("bookings", "b"), side=sql.Literal(len(PEOPLE)), anonymous=self.images.anonymous("b"),
-        )
-        counted = ("studio_owners", "customers", "accounts", "sessions", "bookings", "_CustomerFavorites", "users", "user_role_assignments",
-                   "studio_ownership", "new_accounts", "new_sessions", "new_bookings", "_UserFavorites")
-        counts = [
-            self.schema.compose(f"(SELECT count(*) FROM {{{table}}}) AS {{name}}", name=sql.Identifier(table)) for table in counted
-        ]
-        counts += [
-            self.schema.compose("(SELECT count({studios.ownerId}) FROM {studios}) AS owned_studios"),
-            self.schema.compose("(SELECT count(*) FROM {bookings} AS b WHERE {unresolvable}) AS unresolvable", unresolvable=self.images.unresolvable("b")),
-            compose("(SELECT count(*) FROM {map}) AS identity_map", {"map": MAP}),
-            sql.SQL("(SELECT count(*) FROM unified_user_journal.quarantine) AS quarantine"),
-        ]
-        counts.append(
-            self.schema.compose(
-                "(SELECT coalesce(sum(rows - 1), 0) FROM (SELECT count(*) AS rows FROM {_CustomerFavorites} AS f{mapped}"
-                " GROUP BY f.{_CustomerFavorites.B}, m.user_id HAVING count(*) > 1) AS d)::bigint AS shared_favourites",
-                mapped=self.images.mapped("customers", "m", self.schema.compose("f.{_CustomerFavorites.A}")),
+        keys.append(
+            self.of(
+                "bookings", "SELECT {key}, {side} FROM {.} AS b WHERE {anonymous}",
+                key=self.derivation.key("bookings", "b"), side=sql.Literal(len(PEOPLE)), anonymous=self.derivation.anonymous("b"),
             )
         )
+        counts = [self.of(table, "(SELECT count(*) FROM {.}) AS {name}", name=sql.Identifier(name)) for name, table in _COUNTED.items()]
         counts += [
-            self.schema.compose(
-                f"(SELECT count(*) {{owned}} WHERE {{dropped}}) AS {table}_not_carried", owned=self.images.owned(table), dropped=self.images.dropped()
-            )
-            for table in ("accounts", "sessions")
+            self.of("studios", "(SELECT count({.ownerId}) FROM {.}) AS owned_studios"),
+            self.of("bookings", "(SELECT count(*) FROM {.} AS b WHERE {nobody}) AS unresolvable", nobody=self.derivation.unresolvable("b")),
+            self.of("users", "(SELECT count(*) FROM {map}) AS identity_map"),
+            sql.SQL("(SELECT count(*) FROM unified_user_journal.quarantine) AS quarantined"),
         ]
         return compose(
             "SELECT {counts}, k.* FROM (SELECT count(*) FILTER (WHERE owners > 0) AS owner_identities,"
@@ -226,5 +208,5 @@ class Rules:
             " count(*) FILTER (WHERE owners + customers > 1) AS joined_identities, count(*) FILTER (WHERE owners + customers = 0) AS guests"
             " FROM (SELECT count(*) FILTER (WHERE side = 0) AS owners, count(*) FILTER (WHERE side = 1) AS customers"
             " FROM ({keys}) AS q GROUP BY key) AS g) AS k",
-            {"counts": comma(counts), "keys": sql.SQL(" UNION ALL ").join([*people, bookings])},
+            {"counts": comma(counts), "keys": sql.SQL(" UNION ALL ").join(keys)},
         )

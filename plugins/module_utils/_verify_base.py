@@ -1,0 +1,234 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What every image of a verification is made of: keys, who shares one, where people went, and what a column must hold.
+
+Nothing here is the copy's: a wrong rule must not prove itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column, Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import (
+    comma,
+    compose,
+    derived_id,
+    identity_key,
+    is_usable,
+    masked_email,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import constant_default, typed
+
+#: The source table of guests in the identity map.
+GUEST = "bookings"
+
+
+@dataclass(frozen=True)
+class Image:
+    """The rows that one table must hold.
+
+    Attributes:
+        name: of the check.
+        table: composed name of the table that must hold them.
+        key: actual columns that tell its rows apart.
+        columns: the columns to compare, by actual name.
+        parts: composed SELECTs of these columns, under their actual names; together they give each row once.
+        label: composed expression over ``k``, a row with the key columns, that names a row in a sample.
+        ignored: columns that cannot be compared, as their defaults are not constants.
+        born: composed condition over ``a``, the row there is, that it was born after cut-over; None when it never can be.
+        changed: composed condition over ``e`` and ``a`` that the row there is was changed after cut-over; or None.
+    """
+
+    name: str
+    table: object
+    key: tuple[str, ...]
+    columns: dict[str, Column]
+    parts: list
+    label: object
+    ignored: list[str] = field(default_factory=list)
+    born: object = None
+    changed: object = None
+
+
+class Derivation:
+    """Composes what must be from what the legacy tables hold.
+
+    The journal's identity map stands in for the legacy people where only their keys and users are asked for: the image
+    ``identity_map`` proves it, row by row, in the same snapshot.
+
+    Args:
+        schema: resolved tables and columns.
+        policies: the operator's decisions.
+        started_at: the run's start, UTC, as text with milliseconds.
+        cutover_at: since when the unified side has lived a life of its own, UTC, as text; or None.
+        mask_pii: whether e-mails in samples are masked.
+    """
+
+    def __init__(self, schema: Schema, policies: Policies, started_at: str, cutover_at: str | None = None, mask_pii: bool = True) -> None:
+        self.schema = schema
+        self.policies = policies
+        self.started_at = started_at
+        self.cutover_at = cutover_at
+        self.mask_pii = mask_pii
+        self.map = sql.Identifier("unified_user_journal", "identity_map")
+
+    def of(self, table: str, template: str, **parts):
+        """Fill a template about one table: ``{.}`` is the table and ``{.column}`` a logical column of it.
+
+        ``{map}`` is the identity map, ``{guest}`` its name for guests, and ``{table.column}`` and further names are as in
+        ``Schema.compose``.
+        """
+
+        def find(name: str):
+            if name in parts:
+                return parts[name]
+            if name == "map":
+                return self.map
+            if name == "guest":
+                return sql.Literal(GUEST)
+            if name.startswith("."):
+                return self.schema.column(table, name[1:]) if name[1:] else self.schema.table(table)
+            other, dot, column = name.partition(".")
+            return self.schema.column(other, column) if dot else self.schema.table(other)
+
+        return compose(template, find)
+
+    # Who is who
+
+    def key(self, table: str, alias: str):
+        """Return the identity key of a row of owners, customers, users or bookings."""
+        email = "{alias}.{.customerEmail}" if table == "bookings" else "{alias}.{.email}"
+        return identity_key(self.of(table, email, alias=sql.SQL(alias)), self.policies.email_match)
+
+    def anonymous(self, alias: str):
+        """Return the condition that a booking names its person by a usable e-mail alone."""
+        return self._unlinked(alias, "{id} IS NULL AND {usable}")
+
+    def unresolvable(self, alias: str):
+        """Return the condition that a booking names nobody."""
+        return self._unlinked(alias, "{id} IS NULL AND NOT {usable}")
+
+    def _unlinked(self, alias: str, template: str):
+        email = self.of("bookings", "{b}.{.customerEmail}", b=sql.SQL(alias))
+        return compose(template, {"id": self.of("bookings", "{b}.{.customerId}", b=sql.SQL(alias)), "usable": is_usable(email)})
+
+    def shared(self, table: str, alias: str):
+        """Return the condition that an owner or customer shares his key with another row: that he is joined.
+
+        Args:
+            table: ``studio_owners`` or ``customers``.
+            alias: of his row.
+        """
+        return self.of(
+            table,
+            "EXISTS (SELECT FROM {map} AS other WHERE other.identity_key = {key} AND other.source_table <> {guest}"
+            " AND (other.source_table <> {name} OR other.source_id <> {p}.{.id}))",
+            key=self.key(table, alias), name=sql.Literal(table), p=sql.SQL(alias),
+        )
+
+    def carries_all(self) -> bool:
+        """Return whether credentials are carried whether verified or not."""
+        return self.policies.join_credentials == "all"
+
+    def dropped(self, alias: str):
+        """Return the condition that an owner's credentials are not carried (the contract, section 2)."""
+        if self.carries_all():
+            return sql.SQL("FALSE")
+        return self.of("studio_owners", "({p}.{.emailVerified} IS NULL AND {shared})", p=sql.SQL(alias), shared=self.shared("studio_owners", alias))
+
+    def own_id(self, table: str, alias: str):
+        """Return the id that a person would give a user, and the join it needs (the contract, section 2: collisions)."""
+        plain = self.of(table, "{p}.{.id}", p=sql.SQL(alias))
+        if table == "studio_owners" or self.policies.id_collisions != "rekey":
+            return plain, sql.SQL("")
+        join = self.of(
+            "studio_owners", " LEFT JOIN {.} AS namesake ON namesake.{.id} = {id} AND {theirs} <> {ours}",
+            id=plain, theirs=self.key("studio_owners", "namesake"), ours=self.key(table, alias),
+        )
+        rekeyed = derived_id(sql.Literal("customer:"), plain)
+        return self.of("studio_owners", "CASE WHEN namesake.{.id} IS NULL THEN {id} ELSE {rekeyed} END", id=plain, rekeyed=rekeyed), join
+
+    def guest_id(self, key):
+        """Return the id of the guest of a key."""
+        return derived_id(sql.Literal("guest:"), key)
+
+    def mapped(self, table: str, alias: str, reference):
+        """Join the map's row of a legacy person that a column refers to."""
+        return self.of(
+            table, " LEFT JOIN {map} AS {m} ON {m}.source_table = {name} AND {m}.source_id = {reference}",
+            m=sql.SQL(alias), name=sql.Literal(table), reference=reference,
+        )
+
+    def map_label(self, alias: str):
+        """Return the expression that names a row of the identity map; a guest's source id is his e-mail."""
+        return compose(
+            "{i}.source_table || ' ' || CASE {i}.source_table WHEN {guest} THEN {masked} ELSE {i}.source_id END",
+            {"i": sql.SQL(alias), "guest": sql.Literal(GUEST), "masked": masked_email(compose("{i}.source_id", {"i": sql.SQL(alias)}), self.mask_pii)},
+        )
+
+    # Tables
+
+    def made(self, name: str, table: str, values: dict[str, object], source) -> Image:
+        """Return the image of a table by logical column -> value; what is not given has its column's default."""
+        names = self.schema[table].names
+        return self.filled(name, table, {names[logical]: value for logical, value in values.items() if logical in names}, source)
+
+    def filled(self, name: str, table: str, values: dict[str, object], *sources) -> Image:
+        """Return the image of a table by actual column -> value; what is not given has its column's default.
+
+        Args:
+            name: of the check.
+            table: logical table.
+            values: the values, composed.
+            sources: FROM clauses; together they give each row once.
+        """
+        ignored, columns, select = [], {}, []
+        for column_name, column in self.schema[table].columns.items():
+            value = values.get(column_name) or constant_default(column)
+            if value is None:
+                if not column.generated:
+                    ignored.append(column_name)
+                continue
+            columns[column_name] = column
+            select.append(compose("{value} AS {name}", {"value": typed(column, value), "name": sql.Identifier(column_name)}))
+        parts = [compose("SELECT {values} {source}", {"values": comma(select), "source": source}) for source in sources]
+        return self.image(name, table, columns, parts, ignored)
+
+    def image(self, name: str, table: str, columns: dict[str, Column], parts: list, ignored: list[str]) -> Image:
+        """Return the image of an application's table."""
+        keys = ("A", "B") if table == "_UserFavorites" else ("id",)
+        actual = tuple(self.schema[table].names[key] for key in keys)
+        label = sql.SQL(" || ' ' || ").join([compose("k.{c}::text", {"c": sql.Identifier(column)}) for column in actual])
+        return Image(name, self.schema.table(table), actual, columns, parts, label, ignored, self._born(table), self._changed(table))
+
+    # Cut-over
+
+    def since(self, table: str, column: str, alias: str):
+        """Return the condition that a time of a row is not before cut-over."""
+        relation = self.schema[table]
+        return self.of(
+            table, "{a}.{column} >= CAST({at} AS {type})", a=sql.SQL(alias), column=sql.Identifier(relation.names[column]),
+            at=sql.Literal(self.cutover_at), type=sql.SQL(relation.columns[relation.names[column]].type),
+        )
+
+    def _born(self, table: str):
+        """Return the condition that a row was born after cut-over: by its own time, else by its user's."""
+        if self.cutover_at is None:
+            return None
+        own = next((name for name in ("createdAt", "grantedAt", "invitedAt") if name in self.schema[table].names), None)
+        if own == "createdAt":
+            return self.since(table, own, "a")
+        user = "B" if table == "_UserFavorites" else "userId"
+        return self.of(
+            table, "({own} OR EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = a.{user} AND {born}))",
+            own=self.since(table, own, "a") if own else sql.SQL("FALSE"), user=self.schema.column(table, user), born=self.since("users", "createdAt", "u"),
+        )
+
+    def _changed(self, table: str):
+        """Return the condition that a row was changed after cut-over, while its source is older."""
+        if self.cutover_at is None or "updatedAt" not in self.schema[table].names:
+            return None
+        return compose("({there} AND NOT {here})", {"there": self.since(table, "updatedAt", "a"), "here": self.since(table, "updatedAt", "e")})
