@@ -39,7 +39,8 @@ def install():
     with open(CACHE / "prisma-cli.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.is_dir():
-            for outdated in CACHE.glob("prisma-cli-*/"):
+            # Of other lock files, and what an installation that was killed left behind.
+            for outdated in (*CACHE.glob("prisma-cli-*/"), *CACHE.glob("prisma-cli.partial-*/")):
                 shutil.rmtree(outdated)
             _install_into(directory)
     return directory
