@@ -73,8 +73,23 @@ _WAYS = {
             "jsonb_typeof({c} -> 'n') = 'number'", "{c} || jsonb_build_object('n', (({c} ->> 'n') || '.0')::numeric)"),
         "made up": ("{c} IS NULL", "'null'"),
     },
+    "json": {"a space more": ("{c} IS NOT NULL", "({c}::text || ' ')::json"), "made up": ("{c} IS NULL", "'null'")},
+    "numeric": {
+        "one more": ("{c} IS NOT NULL", "{c} + 1"),
+        "its scale": ("{c} IS NOT NULL", "round({c}, scale({c}) + 1)"),
+        "made up": ("{c} IS NULL", "0"),
+    },
+    "text[]": {
+        "an element more": ("{c} IS NOT NULL", "{c} || ''::text"),
+        "NULL spelt out": ("array_position({c}, NULL) > 0", "array_replace({c}, NULL, 'NULL')"),
+        "made up": ("{c} IS NULL", "'{{}}'"),
+    },
+    "bytea": {"a bit flipped": ("length({c}) > 0", "set_bit({c}, 0, 1 - get_bit({c}, 0))"), "made up": ("{c} IS NULL", "''")},
+    "uuid": {"last digit": ("{c} IS NOT NULL", "overlay({c}::text placing 'f' from 36)::uuid"), "made up": ("{c} IS NULL", "gen_random_uuid()")},
     "enum": {"another label": ("{c} IS NOT NULL", "(SELECT e FROM unnest(enum_range({c})) AS e WHERE e <> {c} LIMIT 1)")},
 }  # fmt: skip
+
+_WAYS["character varying"] = _WAYS["text"]
 
 # Columns that get every way; all do when UNIFIED_USER_EVERY_MUTATION is set.
 _DECIDING = ("email", "password", "emailVerified", "email_verified", "row", "identity_key")

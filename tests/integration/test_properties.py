@@ -17,6 +17,7 @@ import zlib
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.internal.conjecture import engine
 
 from tests.integration.subject import Subject, blockers_of, differing_counts
 from tests.oracle.database import compare, compare_legacy
@@ -36,6 +37,12 @@ EXAMPLES = settings(
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.fixture(autouse=True)
+def _short_shrinking(monkeypatch):
+    """A minute is enough to make a failure readable; hypothesis takes five."""
+    monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", 60)
 
 
 @pytest.fixture(params=NAMINGS)

@@ -8,16 +8,22 @@ and write moments exactly, whatever time zone and date style the database prefer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
-from psycopg2 import extensions, extras
+from psycopg2 import BINARY, extensions, extras
 
 from tests.oracle.model import Legacy, Policies, Projection, Row
 from tests.oracle.moments import read_moment, show_moment
 from tests.oracle.schema import LEGACY, UNIFIED, Column, Layout, Shape, quote, show
 
 _READ_MOMENT = extensions.new_type((1114,), "MOMENT", lambda text, cursor: None if text is None else read_moment(text))
+
+# A JSON column keeps its text to the letter, which is what must arrive; JSONB only its meaning.
+_READ_PLAIN_JSON = extensions.new_type((114,), "PLAIN_JSON", lambda text, cursor: text)
+_READ_BYTES = extensions.new_type((17,), "BYTES", lambda text, cursor: None if text is None else bytes(BINARY(text, cursor)))
 
 # Parents before children, so that rows can go in with the foreign keys in place.
 _WRITE_ORDER = (
@@ -36,7 +42,8 @@ _WRITE_ORDER = (
 
 def prepare(connection: Any) -> None:
     """Make a connection exact: UTC, ISO dates, moments as numbers, all digits of a float."""
-    extensions.register_type(_READ_MOMENT, connection)
+    for reader in (_READ_MOMENT, _READ_PLAIN_JSON, _READ_BYTES):
+        extensions.register_type(reader, connection)
     with connection.cursor() as cursor:
         cursor.execute("SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET extra_float_digits = 1; SET client_encoding = 'UTF8'")
 
@@ -106,21 +113,32 @@ def read_unified(connection: Any, layout: Layout, journal: str = "unified_user_j
         mapped = cursor.fetchall()
         actual.counts["identity_map"] = len(mapped)
         actual.identity_map = {(table, source): user for table, source, user in mapped}
-        cursor.execute(f'SELECT source_table, source_id, "row" FROM {quote(journal)}.quarantine')
+        cursor.execute(f'SELECT source_table, source_id, "row"::text FROM {quote(journal)}.quarantine')
         kept = cursor.fetchall()
         actual.counts["bookings_quarantined"] = len(kept)
         actual.quarantine = {(table, source): _row_from_json(layout, table, row) for table, source, row in kept}
     return actual
 
 
-def _row_from_json(layout: Layout, table: str, document: dict[str, Any]) -> Row:
+def _bytes(text: str) -> bytes:
+    """Bytes from either of PostgreSQL's text forms of them."""
+    if text.startswith("\\x"):
+        return bytes.fromhex(text[2:])
+    return re.sub(r"\\(\\|[0-7]{3})", lambda m: "\\" if m[1] == "\\" else chr(int(m[1], 8)), text).encode("latin-1")
+
+
+# How JSON shows what it has no type for.
+_FROM_JSON = {"moment": read_moment, "float": float, "number": Decimal, "bytes": _bytes}
+
+
+def _row_from_json(layout: Layout, table: str, document: str) -> Row:
     """A row kept as JSONB, by logical name; a column it should not have keeps its own name."""
     columns = layout.shape.columns(table)
     logical = {layout.actual(table, name): name for name in columns}
     row = {}
-    for actual, value in document.items():
+    for actual, value in json.loads(document, parse_float=Decimal).items():
         name = logical.get(actual, f"unknown column {actual}")
-        read = {"moment": read_moment, "float": float}.get(columns[name].kind) if name in columns else None
+        read = _FROM_JSON.get(columns[name].kind) if name in columns else None
         row[name] = read(value) if read and value is not None else value
     return row
 
@@ -135,13 +153,9 @@ def compare_rows(shape: Shape, table: str, expected: dict[Any, Row], actual: dic
     for key in expected.keys() & actual.keys():
         for name in expected[key].keys() | actual[key].keys():
             wanted, found = expected[key].get(name, "(no such column)"), actual[key].get(name, "(no such column)")
-            if wanted != found or (type(wanted) is not type(found) and not _both_numbers(wanted, found)):
+            if wanted != found or type(wanted) is not type(found) or (isinstance(wanted, Decimal) and str(wanted) != str(found)):
                 column = columns.get(name, Column(name, "text"))
                 yield f"{table}: {key!r}.{name} is {show(column, found)}, should be {show(column, wanted)}"
-
-
-def _both_numbers(left: Any, right: Any) -> bool:
-    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (left, right))
 
 
 def compare(expected: Projection, actual: Projection, shape: Shape) -> list[str]:

@@ -382,7 +382,7 @@ def _user(shape: Shape, key: str, members: list[_Member], policies: Policies, co
         if name in user:
             continue
         values = [m.row[name] for m in members if name in _shared(shape, m.table, "users")]
-        is_blank = blank if column.kind == "text" else _is_null
+        is_blank = blank if column.kind in ("text", "short text") else _is_null
         user[name] = next((value for value in values if not is_blank(value)), values[0] if values else _default(column))
     return user
 

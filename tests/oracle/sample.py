@@ -7,6 +7,7 @@ where there is a row of every kind to change.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from tests.oracle.model import Legacy, Policies
@@ -92,4 +93,15 @@ def _value(table: str, column: Column, n: int) -> Any:
         return read_moment("2024-02-29 23:59:59.123") + n * _DAY + n
     if column.kind in ENUMS:
         return ENUMS[column.kind][n % len(ENUMS[column.kind])]
-    return {"boolean": n % 2 == 0, "integer": n, "float": n / 7, "json": {"n": n, "of": [column.name]}}[column.kind]
+    return {
+        "boolean": n % 2 == 0,
+        "integer": n,
+        "float": n / 7,
+        "json": {"n": n, "of": [column.name]},
+        "plain json": f'{{"n":  {n}}}',
+        "short text": f"{column.name} {n}",
+        "number": Decimal(n).scaleb(-2),
+        "texts": [column.name, None, str(n)],
+        "bytes": bytes([n, 255, 0]),
+        "uuid": f"{n:08x}-0000-0000-0000-000000000000",
+    }[column.kind]

@@ -25,6 +25,12 @@ SQL_TYPES = {
     "integer": "INTEGER",
     "float": "DOUBLE PRECISION",
     "json": "JSONB",
+    "plain json": "JSON",
+    "short text": "VARCHAR(40)",
+    "number": "NUMERIC",
+    "texts": "TEXT[]",
+    "bytes": "BYTEA",
+    "uuid": "UUID",
 }
 
 
@@ -46,15 +52,17 @@ class Column:
     optional: bool = False
 
 
-_KINDS = {"i": "integer", "f": "float", "b": "boolean", "t": "moment", "j": "json", "S": "BookingStatus", "R": "UserRole"}
+_KINDS = {"i": "integer", "f": "float", "b": "boolean", "t": "moment", "j": "json", "J": "plain json", "v": "short text",
+          "n": "number", "a": "texts", "x": "bytes", "u": "uuid", "S": "BookingStatus", "R": "UserRole"}  # fmt: skip
 
 
 def _columns(text: str) -> tuple[Column, ...]:
-    """Columns from a compact notation: ``name[:kind][?][~][=default]``, ``~`` meaning optional."""
+    """Columns from a compact notation: ``name[:kind][?][~][=default]``, ``?`` meaning nullable, ``~`` optional."""
     found = []
     for word in text.split():
         name, kind, nullable, optional, default = re.fullmatch(r"(\w+)(?::(\w))?(\?)?(~)?(?:=(\w+))?", word).groups()
         value = {"true": True, "false": False}.get(default, default)
+        value = int(value) if kind == "i" and value is not None else value
         found.append(Column(name, _KINDS.get(kind, "text"), bool(nullable), value, bool(optional)))
     return tuple(found)
 
@@ -209,52 +217,23 @@ LOPSIDED = Shape(
     ),
 )
 
-# Columns the contract never heard of: on one legacy table or both, of another type, without destination.
-_LOCALE = Column("preferredLocale", "text", nullable=True)
+# Columns the contract never heard of: on one legacy table or both, of many types, of another type there, without destination.
+_UNHEARD = "preferredLocale? nickname:v? credit:n? avatar:x? externalRef:u? rawProfile:J?"
 WIDENED = Shape(
     "widened",
     extra={
-        "studio_owners": (
-            _LOCALE,
-            Column("vatNumber", "text", nullable=True),
-            Column("referrerCode", "integer", nullable=True),
-            Column("legacyNote", "text", nullable=True),
-            Column("phone", "text", nullable=True),
+        "studio_owners": _columns(f"vatNumber? {_UNHEARD} referrerCode:i? legacyNote? phone?"),
+        "customers": _columns(f"{_UNHEARD} loyaltyPoints:i=0 marketingOptIn:b? favouriteThings:j? lastSeenAt:t?"),
+        "accounts": _columns("linkedAt:t? oldSecretHint? rawProfile:J? scopes:a?"),
+        "sessions": _columns("userAgent? fingerprint:x?"),
+        "bookings": _columns("price:n? internalNote? depositPaid:f? sourceChannel? tags:a? attachment:x? externalRef:u? confirmedAt:t?"),
+        "users": _columns(
+            f"onboardingStep:i=3 lastSeenAt:t? favouriteThings:j? marketingOptIn:b?=false loyaltyPoints:i=7 referrerCode=none vatNumber? {_UNHEARD}"
         ),
-        "customers": (
-            _LOCALE,
-            Column("loyaltyPoints", "integer", default=0),
-            Column("marketingOptIn", "boolean", nullable=True),
-            Column("favouriteThings", "json", nullable=True),
-            Column("lastSeenAt", "moment", nullable=True),
-        ),
-        "accounts": (Column("linkedAt", "moment", nullable=True), Column("oldSecretHint", "text", nullable=True)),
-        "sessions": (Column("userAgent", "text", nullable=True),),
-        "bookings": (
-            Column("internalNote", "text", nullable=True),
-            Column("depositPaid", "float", nullable=True),
-            Column("sourceChannel", "text", nullable=True),
-            Column("confirmedAt", "moment", nullable=True),
-        ),
-        "users": (
-            _LOCALE,
-            Column("vatNumber", "text", nullable=True),
-            Column("referrerCode", "text", default="none"),
-            Column("loyaltyPoints", "integer", default=7),
-            Column("marketingOptIn", "boolean", default=False, nullable=True),
-            Column("favouriteThings", "json", nullable=True),
-            Column("lastSeenAt", "moment", nullable=True),
-            Column("onboardingStep", "integer", default=3),
-        ),
-        "new_accounts": (Column("linkedAt", "moment", nullable=True),),
-        "new_sessions": (Column("userAgent", "text", nullable=True), Column("deviceName", "text", default="unknown")),
-        "new_bookings": (
-            Column("internalNote", "text", nullable=True),
-            Column("depositPaid", "float", nullable=True),
-            Column("sourceChannel", "integer", default=9),
-            Column("reminderSent", "boolean", default=False),
-        ),
-        "user_role_assignments": (Column("revokedAt", "moment", nullable=True),),
+        "new_accounts": _columns("scopes:a? rawProfile:J? linkedAt:t?"),
+        "new_sessions": _columns("deviceName=unknown fingerprint:x? userAgent?"),
+        "new_bookings": _columns("reminderSent:b=false sourceChannel:i=9 tags:a? attachment:x? externalRef:u? depositPaid:f? internalNote? price:n?"),
+        "user_role_assignments": _columns("revokedAt:t?"),
     },
 )
 
@@ -277,7 +256,8 @@ class Layout:
 
     Attributes:
         shape: which columns there are.
-        naming: ``camel``, ``snake``, or ``mixed`` (which of the two varies from column to column).
+        naming: ``camel``, ``snake``, or ``mixed`` (which of the two varies from column to column, and every table once had
+            a column more).
         schema: the PostgreSQL schema that holds the tables.
     """
 
@@ -325,11 +305,15 @@ class Layout:
             statements.append(f"CREATE TYPE {quote(self.schema)}.{quote(enum)} AS ENUM ({', '.join(map(literal, labels))})")
         for table in tables:
             columns = [self._definition(table, column) for column in self.shape.columns(table).values()]
+            if self.naming == "mixed":
+                columns.insert(1, "dropped INTEGER NOT NULL DEFAULT 1")
             key = self._names(table, _PRIMARY_KEYS.get(table, ("id",)))
             if key:
                 name = f"{table}_AB_pkey" if table.startswith("_") else f"{table}_pkey"
                 columns.append(f"CONSTRAINT {quote(name)} PRIMARY KEY ({key})")
             statements.append(f"CREATE TABLE {self.relation(table)} ({', '.join(columns)})")
+            if self.naming == "mixed":
+                statements.append(f"ALTER TABLE {self.relation(table)} DROP COLUMN dropped")
         for unique, definitions in (("UNIQUE ", _UNIQUE), ("", _INDEXES)):
             for table, *columns in definitions:
                 if table in tables:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -203,6 +204,12 @@ _BY_KIND = {
     "integer": st.sampled_from((0, 1, -1, 2**31 - 1, -(2**31))),
     "float": st.sampled_from((0.0, 0.1, -1.5, 1e300, 1 / 3, 5e-324)),
     "json": st.sampled_from(_DOCUMENTS),
+    "plain json": st.sampled_from(('{"b": 1,  "a": 2, "b": 3}', "[]", ' "x" ', "1.0", "null")),
+    "short text": _mostly_blank_texts,
+    "number": st.sampled_from(tuple(map(Decimal, ("0", "0.00", "1.0", "1.00", "-12345678901234567890.123456789")))),
+    "texts": st.sampled_from(([], [""], [None], ["a,b", '"', "\\", "{}"], ["NULL", None, "ü"])),
+    "bytes": st.binary(max_size=4),
+    "uuid": st.sampled_from(("00000000-0000-0000-0000-000000000000", "6f9619ff-8b86-d011-b42d-00cf4fc964ff")),
     **{enum: st.sampled_from(labels) for enum, labels in ENUMS.items()},
 }
 
