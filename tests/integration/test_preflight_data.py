@@ -234,7 +234,7 @@ def test_large_database_takes_seconds(clusters, templates_by_major):
             reference_data.load_benchmark(connection, 300_000)
         started = time.monotonic()
         result = look(cluster, name, timed=True)
-    assert time.monotonic() - started < 30, "seconds on an idle machine; this one may be busy"
+    assert time.monotonic() - started < 100, "three seconds on an idle machine, and this one may be busy; a bad plan takes many minutes"
     assert not result["blocked"] and probes_failed(result) == []
     assert result["estimates"]["tables"]["bookings"] == 300_000 and result["estimates"]["rows"] > 500_000
     assert 2 < result["estimates"]["seconds"] < 600

@@ -320,7 +320,7 @@ def test_standby_without_a_primary(make_cluster):
 
 
 def test_replica_that_lags_and_one_that_commits_wait_for(make_cluster):
-    primary, replica = make_cluster(), make_cluster()
+    primary, replica = make_cluster(), make_cluster(settings={"wal_receiver_status_interval": 1})
     database = reference(primary)
     replica.stop()
     shutil.rmtree(replica.data_directory)
