@@ -51,6 +51,8 @@ def chosen_majors(config) -> list[int]:
 def pytest_generate_tests(metafunc):
     if "major" in metafunc.fixturenames:
         majors = chosen_majors(metafunc.config)
+        if metafunc.definition.get_closest_marker("one_major"):
+            majors = majors[-1:]
         metafunc.parametrize("major", majors, ids=[f"pg{major}" for major in majors], scope="session")
 
 

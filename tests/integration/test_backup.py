@@ -254,6 +254,7 @@ def test_everything_that_a_database_holds_is_compared(cluster, site, admin):
         ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "function", "public.f()", "unexpected"),
     ],
 )
+@pytest.mark.one_major
 def test_a_difference_in_the_catalogue_is_named(cluster, backup, change, kind, name, problem):
     options, taken = backup
     with contextlib.closing(Database(cluster.connect(options["login_db"]))) as session:
@@ -276,6 +277,7 @@ def test_a_difference_in_the_catalogue_is_named(cluster, backup, change, kind, n
         ("DROP TABLE customers CASCADE", "missing"),
     ],
 )
+@pytest.mark.one_major
 def test_a_difference_in_a_row_is_noticed(cluster, backup, change, problem):
     options, taken = backup
     with contextlib.closing(Database(cluster.connect(options["login_db"]))) as session:
@@ -284,6 +286,7 @@ def test_a_difference_in_a_row_is_noticed(cluster, backup, change, problem):
     assert [table["problem"] for table in since["tables"] if table["name"] == "public.customers"] == [problem]
 
 
+@pytest.mark.one_major
 def test_check_mode_plans_and_writes_nothing(site, legacy_reference_database, admin):
     options = site(legacy_reference_database, _ansible_check_mode=True)
     planned = succeed(run_module("database_backup", options))
@@ -297,6 +300,7 @@ def test_check_mode_plans_and_writes_nothing(site, legacy_reference_database, ad
     assert not Path(taken["path"], "proof.json").exists()
 
 
+@pytest.mark.one_major
 def test_the_newest_backup_is_taken_when_none_is_named(site, legacy_reference_database):
     options = site(legacy_reference_database)
     first = succeed(run_module("database_backup", options))
@@ -327,12 +331,14 @@ def test_an_owner_without_superuser_rights_can_do_it_all(cluster, site, admin):
 # --- what stops a backup -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_major
 def test_plain_is_refused_with_the_way_out(site, legacy_reference_database):
     options = site(legacy_reference_database, format="plain")
     refuse(run_module("database_backup", options), "pg_restore cannot read a plain SQL dump", "Set format to directory or custom")
     assert visible(options) == []
 
 
+@pytest.mark.one_major
 def test_too_little_disk_says_how_much_is_missing(site, legacy_reference_database):
     options = site(legacy_reference_database, required_bytes=10**18)
     result = run_module("database_backup", options)
@@ -340,6 +346,7 @@ def test_too_little_disk_says_how_much_is_missing(site, legacy_reference_databas
     assert visible(options) == []
 
 
+@pytest.mark.one_major
 def test_a_dump_that_is_too_small_is_no_backup(site, legacy_reference_database):
     options = site(legacy_reference_database, minimum_bytes=1_000_000)
     result = run_module("database_backup", options)
@@ -347,6 +354,7 @@ def test_a_dump_that_is_too_small_is_no_backup(site, legacy_reference_database):
     assert visible(options) == []
 
 
+@pytest.mark.one_major
 def test_an_older_client_is_refused_with_both_versions(cluster, site, legacy_reference_database, tmp_path):
     (tmp_path / "old").mkdir()
     program = tmp_path / "old" / "pg_dump"
@@ -382,6 +390,7 @@ def test_a_locked_table_is_waited_for_as_long_as_said(cluster, site, legacy_refe
     assert visible(options) == []
 
 
+@pytest.mark.one_major
 def test_a_wrong_password_is_never_shown(site, legacy_reference_database, secret):
     password = secret("wrong-password")
     options = site(legacy_reference_database, login_host="127.0.0.1", login_password=password)
@@ -398,6 +407,7 @@ def test_the_source_going_away_leaves_nothing(pg_dump_held_up, admin):
     assert visible(options) == []
 
 
+@pytest.mark.one_major
 def test_no_process_shows_the_password(pg_dump_held_up):
     process, options, _waiting, release = pg_dump_held_up
     command_lines = []
@@ -456,6 +466,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("form", ["directory", "custom"])
+@pytest.mark.one_major
 def test_a_damaged_backup_is_refused_before_anything_is_restored(site, legacy_reference_database, admin, form):
     options = site(legacy_reference_database, format=form)
     taken = succeed(run_module("database_backup", options))
@@ -473,6 +484,7 @@ def test_a_damaged_backup_is_refused_before_anything_is_restored(site, legacy_re
     assert databases(admin) == before
 
 
+@pytest.mark.one_major
 def test_a_byte_flipped_in_any_file_is_noticed(backup):
     _options, taken = backup
     stored = Backup.load(taken["path"])
@@ -485,6 +497,7 @@ def test_a_byte_flipped_in_any_file_is_noticed(backup):
     stored.verify_files()
 
 
+@pytest.mark.one_major
 def test_swapped_files_are_noticed(backup):
     options, taken = backup
     first, second, *_ = sorted(Path(taken["path"], "dump").glob("*.gz"), key=lambda path: -path.stat().st_size)
@@ -522,6 +535,7 @@ def forget_an_index(manifest: dict) -> None:
         (lambda manifest: manifest["sequences"].update(gone={"last_value": 1, "ascending": True}), "sequence gone: behind"),
     ],
 )
+@pytest.mark.one_major
 def test_a_manifest_that_does_not_match_disproves_the_backup(backup, admin, change, words):
     options, taken = backup
     succeed(restore(options, taken))
@@ -534,6 +548,7 @@ def test_a_manifest_that_does_not_match_disproves_the_backup(backup, admin, chan
     assert databases(admin) == before
 
 
+@pytest.mark.one_major
 def test_a_backup_of_another_database_is_refused(backup, database):
     options, taken = backup
     refuse(restore({**options, "login_db": database}, taken), f"not of {database}")
@@ -553,6 +568,7 @@ def test_a_sound_file_that_cannot_be_restored_is_refused_without_a_value(cluster
     assert databases(admin) == before
 
 
+@pytest.mark.one_major
 def test_a_scratch_database_of_somebody_else_is_left_alone(cluster, backup, database):
     options, taken = backup
     with contextlib.closing(Database(cluster.connect(database))) as session:
@@ -571,6 +587,7 @@ def test_a_scratch_database_that_was_never_marked_is_recognised(backup, admin):
     assert target not in databases(admin)
 
 
+@pytest.mark.one_major
 def test_two_restores_do_not_get_into_each_others_way(backup, admin):
     options, taken = backup
     _scratch.hold_name(admin, options["login_db"] + "_restore_test")

@@ -206,6 +206,7 @@ def test_sessions_are_ended_only_when_that_is_allowed(ready):
     assert ready.query("SELECT count(*) FROM orders WHERE state = 'new'", swapped["replaced"]) == 90
 
 
+@pytest.mark.one_major
 def test_check_mode_tells_and_touches_nothing(ready):
     with contextlib.closing(ready.cluster.connect(ready.name)):
         planned = succeed(ready.swap(_ansible_check_mode=True))
@@ -237,6 +238,7 @@ def test_an_owner_without_superuser_rights_can_go_back(ready):
 # --- what stops it -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_major
 def test_only_a_proven_backup_is_gone_back_to(site):
     path = site.back_up()
     refuse(site.restore(state="restored", backup=path), "no restore test has proven it", "state tested")
@@ -249,6 +251,7 @@ def test_only_a_proven_backup_is_gone_back_to(site):
     assert site.databases() == {"": True}
 
 
+@pytest.mark.one_major
 def test_only_a_restored_copy_is_taken(site):
     refuse(site.swap(), "is not a restored and compared copy")
     site.cluster.create_database(site.name + "_restored")
@@ -269,6 +272,7 @@ def test_prepared_transactions_are_found_first(ready):
             connection.cursor().execute("ROLLBACK PREPARED 'p'")
 
 
+@pytest.mark.one_major
 def test_a_closed_database_is_not_opened_by_guess(ready):
     ready.admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(ready.name)))
     refuse(ready.swap(), "takes no connections, and no swap of ours closed it")
@@ -314,6 +318,7 @@ def test_a_run_killed_between_restore_and_exchange_goes_on(ready):
     assert ready.query("SELECT count(*) FROM orders WHERE state = 'old'") == 100
 
 
+@pytest.mark.one_major
 def test_a_copy_that_was_written_to_or_is_of_another_backup_is_made_anew(ready):
     with contextlib.closing(Database(ready.cluster.connect(ready.name + "_restored"))) as session:
         session.execute("UPDATE orders SET state = 'tampered' WHERE id = 1")
@@ -357,6 +362,7 @@ def test_a_run_killed_in_the_middle_of_the_exchange_is_put_right(ready, moment):
     assert ready.query("SELECT count(*) FROM orders WHERE state = 'old'") == 100
 
 
+@pytest.mark.one_major
 def test_a_run_killed_while_closed_may_also_just_be_repeated(ready):
     ready.admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(ready.name)))
     mark = _scratch.look_up(ready.admin, ready.name + "_restored").mark
@@ -369,6 +375,7 @@ def test_a_run_killed_while_closed_may_also_just_be_repeated(ready):
 # --- the playbook ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_major
 def test_the_playbook_asks_before_it_goes_back(ready):
     hosts = ready.hosts()
     done = run_playbook(ROLLBACK, hosts, "-e", "rollback_mode=restore")
@@ -399,6 +406,7 @@ def test_the_playbook_asks_before_it_goes_back(ready):
     assert "holds exactly what" in done.stdout
 
 
+@pytest.mark.one_major
 def test_the_playbook_refuses_what_is_not_proven(site):
     site.back_up()
     done = run_playbook(ROLLBACK, site.hosts(), "-e", "rollback_mode=restore", "-e", "rollback_confirmed=restore")
@@ -421,6 +429,7 @@ def contents(site: Site, tables) -> list:
     return [site.query(f'SELECT sum(hashtextextended(t::text, 0)) FROM "{table}" AS t') for table in tables]
 
 
+@pytest.mark.one_major
 def test_the_playbook_aborts_a_migration(migrated):
     hosts, before = migrated.hosts(), contents(migrated, LEGACY)
     arguments = (ROLLBACK, hosts, "-e", "rollback_mode=abort")
@@ -461,6 +470,7 @@ PATH = """
 """
 
 
+@pytest.mark.one_major
 def test_the_roles_back_up_and_prove_until_the_migration_is_finished(make_site, reference_database, cluster, tmp_path):
     site = make_site(reference_database)
     playbook, hosts = tmp_path / "path.yml", site.hosts()
