@@ -36,10 +36,13 @@ def _command(playbook: str | Path, hosts: Path, extra: tuple[str, ...]) -> tuple
 def run_playbook(playbook: str | Path, hosts: Path, *extra: str, timeout: float = 180) -> subprocess.CompletedProcess:
     """Run a playbook where nobody can be asked; its output is in ``stdout``."""
     command, environment = _command(playbook, hosts, extra)
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=timeout, check=False,
     )
+    # Kept with the test's report, where tools/scan_output.py looks for secrets.
+    print(done.stdout)
+    return done
 
 
 def run_playbook_in_terminal(
@@ -76,6 +79,7 @@ def run_playbook_in_terminal(
         if status is None:
             os.kill(process_id, signal.SIGKILL)
             os.waitpid(process_id, 0)
+    print(output)
     assert answered, f"the playbook never asked: {output}"
     return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), stdout=output.replace("\r\n", "\n"))
 
