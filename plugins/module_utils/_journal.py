@@ -159,6 +159,11 @@ def fill_quarantine(database: Database, select) -> int:
     )
 
 
+def count_quarantine(database: Database) -> int:
+    """Return how many rows are in quarantine."""
+    return database.value(f"SELECT count(*) FROM {SCHEMA}.quarantine")
+
+
 def abort_run(database: Database) -> None:
     """Forget where rows went, and make the current run history."""
     database.execute("TRUNCATE unified_user_journal.identity_map, unified_user_journal.quarantine")

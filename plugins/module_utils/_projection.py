@@ -6,7 +6,7 @@ Everything is a SELECT over three relations, which the caller provides as tempor
 
 ``member``  one row for each owner and customer: ``side`` (0 owner, 1 customer), ``source_id``, ``key``, ``verified``,
             ``position`` in survivor order, ``size`` of the identity, ``any_verified`` of it, ``user_id``.
-``guest``   one row for each guest: ``key``, ``user_id`` and his columns.
+``guest``   one row for each guest: ``key``, ``user_id``, his columns, and the number of his ``bookings``.
 the legacy tables themselves.
 
 Each function returns the target columns and the SELECT that fills them, in the same order.
@@ -92,9 +92,9 @@ class Projection:
         elif self.policies.email_match == "case_insensitive":
             stored = sql.SQL("btrim(g.email)")
         return self.schema.compose(
-            "SELECT g.key, {id} AS user_id, {stored} AS email, g.name, g.phone, g.created, g.updated FROM ("
+            "SELECT g.key, {id} AS user_id, {stored} AS email, g.name, g.phone, g.created, g.updated, g.bookings FROM ("
             'SELECT {key} AS key, (array_agg({email} ORDER BY b.{bookings.createdAt} DESC, b.{bookings.id} COLLATE "C" DESC))[1] AS email,'
-            " {name} AS name, {phone} AS phone, min(b.{bookings.createdAt}) AS created, max(b.{bookings.updatedAt}) AS updated"
+            " {name} AS name, {phone} AS phone, min(b.{bookings.createdAt}) AS created, max(b.{bookings.updatedAt}) AS updated, count(*) AS bookings"
             " FROM {bookings} AS b WHERE b.{bookings.customerId} IS NULL AND {usable}"
             " AND NOT EXISTS (SELECT FROM member AS m WHERE m.key = {key}) GROUP BY 1) AS g",
             id=derived_id(sql.Literal("guest:"), sql.SQL("g.key")),
@@ -326,18 +326,20 @@ class Projection:
         return (
             [self.schema.column("new_bookings", "customerId"), *columns],
             self.schema.compose(
-                "SELECT coalesce(c.user_id, i.user_id), {values} {source} WHERE c.user_id IS NOT NULL OR i.user_id IS NOT NULL",
+                "SELECT coalesce(c.user_id, i.user_id, g.user_id), {values} {source}"
+                " WHERE c.user_id IS NOT NULL OR i.user_id IS NOT NULL OR g.user_id IS NOT NULL",
                 values=comma(values), source=self._booking_source(),
             ),
         )
 
     def _booking_source(self):
-        # The key is NULL where customerId decides, so that those rows never meet an identity.
+        # Each key is NULL where an earlier rule decides, so that those rows look up nobody. Members and guests are joined one
+        # after the other: of a union of both the planner has no statistics, and it would sort every booking.
         return self.schema.compose(
             "FROM {bookings} AS t"
             " LEFT JOIN member AS c ON c.side = {customer} AND c.source_id = t.{bookings.customerId}"
-            " LEFT JOIN (SELECT key, user_id FROM member WHERE position = 1 UNION ALL SELECT key, user_id FROM guest) AS i"
-            " ON i.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END",
+            " LEFT JOIN member AS i ON i.position = 1 AND i.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END"
+            " LEFT JOIN guest AS g ON g.key = CASE WHEN t.{bookings.customerId} IS NULL AND i.key IS NULL THEN {key} END",
             customer=sql.Literal(CUSTOMER_SIDE),
             key=self.booking_key("t"),
         )
