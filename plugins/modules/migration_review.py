@@ -111,15 +111,33 @@ findings:
   type: list
   elements: dict
   contains:
-    rule: {description: The rule., type: str}
-    severity: {description: One of error, warning and info., type: str}
-    migration: {description: The migration; empty for findings about all of them., type: str}
-    line: {description: Where the statement starts; 0 for findings about the whole., type: int}
-    object: {description: 'Table, index, constraint or type.', type: str}
-    detail: {description: One sentence., type: str}
-    lock: {description: The strongest lock taken on a table that the application uses., type: str}
-    safe_form: {description: How to do it safely., type: str}
-    accepted: {description: The reason for accepting it., type: str}
+    rule:
+      description: The rule.
+      type: str
+    severity:
+      description: One of V(error), V(warning) and V(info).
+      type: str
+    migration:
+      description: The migration. Empty for findings about all of them.
+      type: str
+    line:
+      description: Where the statement starts. 0 for findings about the whole.
+      type: int
+    object:
+      description: Table, index, constraint or type.
+      type: str
+    detail:
+      description: One sentence.
+      type: str
+    lock:
+      description: The strongest lock taken on a table that the application uses.
+      type: str
+    safe_form:
+      description: How to do it safely.
+      type: str
+    accepted:
+      description: The reason for accepting it.
+      type: str
 passed:
   description: Whether no error is left that nobody accepted.
   returned: always
