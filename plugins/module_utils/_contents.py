@@ -39,7 +39,7 @@ def _no_member(catalog: str, oid: str) -> str:
 def _privileges(acl: str, kind: str, owner: str) -> str:
     """Return the expression that spells privileges out, the default ones too, in an order that does not depend on history."""
     return (
-        "(SELECT string_agg(concat_ws(' ', x.grantee::regrole, x.privilege_type, x.is_grantable), ','"  # noqa: S608 - as below
+        "(SELECT string_agg(concat_ws(' ', x.grantee::regrole, x.privilege_type, x.is_grantable), ','"
         " ORDER BY x.grantee::regrole::text COLLATE \"C\", x.privilege_type COLLATE \"C\")"
         f" FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))) AS x)"
     )
@@ -50,7 +50,7 @@ SELECT n.nspname AS schema, c.relname AS table, format('%I.%I', n.nspname, c.rel
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
 ORDER BY n.nspname, c.relname
-"""  # noqa: S608 - put together of this file's own constants
+"""
 
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename) AS name, last_value, increment_by > 0 AS ascending
@@ -134,7 +134,7 @@ UNION ALL
 SELECT 'rule', format('%s.%I', r.ev_class::regclass, r.rulename), concat_ws('|', pg_get_ruledef(r.oid), r.ev_enabled)
 FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE r.rulename <> '_RETURN' AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
-"""  # noqa: S608 - put together of this file's own constants
+"""
 
 #: PostgreSQL prints an expression with other casts and parentheses once it has read its own printing back.
 _CAST = re.compile(
