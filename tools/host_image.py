@@ -165,7 +165,7 @@ def check_free_space() -> None:
     """Raises ImageError when podman's storage or the temporary directory has too little room."""
     storage = Path(run("podman", "info", "--format", "{{.Store.GraphRoot}}").stdout.strip())
     for folder in (storage, Path(tempfile.gettempdir())):
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
         free = shutil.disk_usage(there).free
         if free < FREE_BYTES:
             raise ImageError(
