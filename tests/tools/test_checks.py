@@ -37,6 +37,8 @@ module: hello
 short_description: Say hello
 description: [Says hello.]
 author: [RNLT Labs (@rnltlabs)]
+extends_documentation_fragment:
+  - rnltlabs.unified_user.connection
 options:
   name:
     description: To whom.
@@ -123,6 +125,7 @@ def checkout(tmp_path):
     write(root / "meta" / "runtime.yml", {"requires_ansible": ">=2.18.0", "action_groups": {"unified_user": ["hello"]}})
     write(root / "changelogs" / "fragments" / "first.yml", {"release_summary": "The first."})
     write(root / "plugins" / "modules" / "hello.py", GOOD_MODULE)
+    write(root / "plugins" / "doc_fragments" / "connection.py", "class ModuleDocFragment:\n    DOCUMENTATION = 'options: {}'\n")
     write(root / "playbooks" / "greet.yml", GOOD_PLAYBOOK)
     write(root / "CHANGELOG.rst", "Changes\n=======\n")
     write(root / "inventories" / "staging" / "hosts.yml", "---\nall:\n  hosts:\n    localhost:\n")
