@@ -13,7 +13,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, describe, psycopg2, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_belongings import Belongings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_compare import Comparer, Comparison
@@ -156,8 +156,8 @@ class _Verifier:
         self.comparisons: dict[str, Comparison] = {}
 
     @contextlib.contextmanager
-    def _attempt(self, name: str) -> Iterator[None]:
-        """Make an SQL error in the block the failure of that check alone."""
+    def _attempt(self, *names: str) -> Iterator[None]:
+        """Make an SQL error in the block the failure of these checks alone."""
         self.database.execute("SAVEPOINT verification")
         try:
             yield
@@ -165,7 +165,7 @@ class _Verifier:
             if self.database.connection.closed:
                 raise
             self.database.execute("ROLLBACK TO SAVEPOINT verification")
-            self.result.checks.append(Check(name, None, None, None, [], f"it could not run: {describe(error)}"))
+            self.result.checks += [Check(name, None, None, None, [], f"it could not run: {describe(error)}") for name in names]
         self.database.execute("RELEASE SAVEPOINT verification")
 
     def run(self, finished: bool, mapping: dict | None) -> Verification:
@@ -191,7 +191,7 @@ class _Verifier:
         with self._attempt("orphans"):
             self._orphans(rules)
         for rule in rules.all():
-            with self._attempt(rule.name):
+            with self._attempt(*rule.names):
                 self._rule(rule)
         with self._attempt("totals"):
             self._totals(rules)
@@ -250,8 +250,13 @@ class _Verifier:
         self.result.totals["orphans"] = total
 
     def _rule(self, rule: Rule) -> None:
-        count = self.database.value(compose("SELECT count(*) FROM ({violations}) AS v", {"violations": rule.violations}))
-        self.result.checks.append(Check(rule.name, 0, count, count, self._labels(rule.violations) if count else []))
+        counts = [compose("count(*) FILTER (WHERE v.{name}) AS {name}", {"name": sql.Identifier(name)}) for name in rule.names]
+        found = self.database.row(compose("SELECT {counts} FROM ({rows}) AS v", {"counts": comma(counts), "rows": rule.rows}))
+        samples = {}
+        for name, count in found.items():
+            broken = compose("SELECT v.label FROM ({rows}) AS v WHERE v.{name}", {"rows": rule.rows, "name": sql.Identifier(name)})
+            samples[name] = self._labels(broken) if count else []
+        self.result.checks += [Check(name, 0, count, count, samples[name]) for name, count in found.items()]
 
     def _labels(self, select) -> list[str]:
         parts = {"select": select, "limit": sql.Literal(self.sample_size)}

@@ -39,15 +39,15 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class Rule:
-    """Something that no row may be.
+    """Something that no row may be, or several such things that one look finds.
 
     Attributes:
-        name: of the check.
-        violations: composed SELECT of one ``label`` for each row or key that breaks the rule.
+        names: of the checks.
+        rows: composed SELECT of ``label`` and, under each name, whether the row breaks that rule.
     """
 
-    name: str
-    violations: object
+    names: tuple[str, ...]
+    rows: object
 
 
 class Rules:
@@ -65,14 +65,18 @@ class Rules:
     def all(self) -> list[Rule]:
         """Return the rules."""
         return [
-            Rule("dangling_mappings", self._dangling()),
-            Rule("double_roles", self._double_roles()),
-            Rule("double_identity_keys", self._double_keys()),
-            Rule("passwords", self._passwords()),
-            Rule("verification_times", self._verification_times()),
-            Rule("credentials_not_carried", self._not_carried()),
-            *(Rule(table, self._rows(table)) for table in ("magic_link_tokens", "audit_logs") if self.schema[table].exists),
+            self._rule("dangling_mappings", self._dangling()),
+            self._rule("double_roles", self._double_roles()),
+            self._rule("double_identity_keys", self._double_keys()),
+            Rule(("passwords", "verification_times"), self._credentials()),
+            self._rule("credentials_not_carried", self._not_carried()),
+            *(self._rule(table, self._rows(table)) for table in ("magic_link_tokens", "audit_logs") if self.schema[table].exists),
         ]
+
+    @staticmethod
+    def _rule(name: str, violations) -> Rule:
+        """Return the rule that every row of a SELECT of ``label`` breaks."""
+        return Rule((name,), compose("SELECT v.label, TRUE AS {name} FROM ({violations}) AS v", {"name": sql.Identifier(name), "violations": violations}))
 
     def orphans(self, child: str):
         """Select, for one table, how many of its rows point nowhere, by column.
@@ -124,35 +128,28 @@ class Rules:
             masked=masked_email(key, self.derivation.mask_pii), key=key,
         )
 
-    def _joined(self, template: str, **parts):
-        """Fill a template about users that begins with the rows of joined identities as ``member``, each with his ``user_id``."""
+    def _credentials(self):
+        """Joined people and guests whose credentials are not what the contract, section 2, leaves them.
+
+        A password that no carried row of theirs has lets somebody else sign in; guests have none. An e-mail is verified at the
+        earliest time of their rows; a guest's never is.
+        """
         owners, customers = map(sql.Literal, PEOPLE)
         untouched = sql.SQL("TRUE")
         if self.derivation.cutover_at is not None:
             untouched = compose("NOT {changed}", {"changed": self.derivation.since("users", "updatedAt", "u")})
         return self.of(
             "users",
-            "WITH member AS MATERIALIZED (SELECT m.*, i.user_id FROM ({members}) AS m JOIN {map} AS i ON i.source_id = m.\"id of\""
-            ' AND i.source_table = CASE m."side of" WHEN 0 THEN {owners} ELSE {customers} END) ' + template,
-            members=People(self.derivation).members(), owners=owners, customers=customers, untouched=untouched, **parts,
-        )
-
-    def _passwords(self):
-        """A password of a joined person that no carried row of his has, or any of a guest: somebody else could sign in."""
-        return self._joined(
-            "SELECT u.{.id}::text AS label FROM {.} AS u JOIN (SELECT m.user_id FROM member AS m"
-            " UNION SELECT g.user_id FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
-            " WHERE u.{.password} IS NOT NULL AND {untouched} AND NOT EXISTS (SELECT FROM member AS m"
-            ' WHERE m.user_id = u.{.id} AND {carried} AND m."password of" COLLATE "C" = u.{.password}::text COLLATE "C")',
-            carried=sql.SQL("TRUE" if self.derivation.carries_all() else 'm."verified of" IS NOT NULL'),
-        )
-
-    def _verification_times(self):
-        """A joined person whose e-mail is verified at another time than the earliest of his rows, or a guest with any."""
-        return self._joined(
-            'SELECT u.{.id}::text AS label FROM {.} AS u JOIN (SELECT m.user_id, min(m."verified of") AS at FROM member AS m GROUP BY m.user_id'
+            'WITH member AS MATERIALIZED (SELECT m."password of" AS password, m."verified of" AS verified, i.user_id FROM ({members}) AS m'
+            ' JOIN {map} AS i ON i.source_id = m."id of" AND i.source_table = CASE m."side of" WHEN 0 THEN {owners} ELSE {customers} END)'
+            " SELECT u.{.id}::text AS label, u.{.password} IS NOT NULL AND c.user_id IS NULL AS passwords,"
+            " u.{.emailVerified} IS DISTINCT FROM p.at AS verification_times FROM {.} AS u"
+            " JOIN (SELECT m.user_id, min(m.verified) AS at FROM member AS m GROUP BY m.user_id"
             " UNION ALL SELECT g.user_id, NULL FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
-            " WHERE u.{.emailVerified} IS DISTINCT FROM p.at AND {untouched}"
+            ' LEFT JOIN (SELECT DISTINCT m.user_id, m.password COLLATE "C" AS password FROM member AS m WHERE {carried}) AS c'
+            ' ON c.user_id = u.{.id} AND c.password = u.{.password}::text COLLATE "C" WHERE {untouched}',
+            members=People(self.derivation).members(), owners=owners, customers=customers, untouched=untouched,
+            carried=sql.SQL("TRUE" if self.derivation.carries_all() else "m.verified IS NOT NULL"),
         )
 
     def _not_carried(self):
