@@ -73,7 +73,7 @@ def run_playbook_in_terminal(
             if not piece:
                 break
             output += piece.decode("utf-8", "replace")
-        _, status = os.waitpid(process_id, 0)
+        _pid, status = os.waitpid(process_id, 0)
     finally:
         os.close(terminal)
         if status is None:

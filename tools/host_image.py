@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Builds the image of the test hosts: systemd, sshd, PostgreSQL and python3-psycopg2 of the machine's own release.
 
 No image registry is asked. mmdebstrap makes the system out of the machine's own apt sources, whatever Debian or Ubuntu
@@ -132,7 +131,7 @@ def source_files(targets: str, of_release: dict[str, str]) -> list[str]:
     """
     files: list[str] = []
     for line in targets.splitlines():
-        origin, _, entry = line.partition("|")
+        origin, _bar, entry = line.partition("|")
         file = entry.rpartition(":")[0]
         if origin.lower() == of_release.get("ID", "").lower() and file and file not in files:
             files.append(file)

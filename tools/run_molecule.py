@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Runs Molecule scenarios on containers that end whatever happens.
 
 Builds the hosts' image if it is missing, gives the run a directory of its own (keys, passwords, inventory, logs), runs

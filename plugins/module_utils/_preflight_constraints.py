@@ -203,7 +203,7 @@ def _dangling(context: Context, references: list[Reference]) -> Iterable[Finding
         return
     selects = []
     for number, reference in enumerate(references):
-        label = next(key.columns for key in KEYS if key.table == reference.table)
+        label = [key.columns for key in KEYS if key.table == reference.table][0]
         selects.append(context.schema.compose(
             "SELECT {number} AS number, count(*) AS count, (array_agg(d.label ORDER BY d.label))[1:{samples}] AS samples FROM ("
             "SELECT {label} AS label FROM {child} AS t WHERE t.{column} IS NOT NULL"

@@ -500,7 +500,7 @@ def test_a_byte_flipped_in_any_file_is_noticed(backup):
 @pytest.mark.one_major
 def test_swapped_files_are_noticed(backup):
     options, taken = backup
-    first, second, *_ = sorted(Path(taken["path"], "dump").glob("*.gz"), key=lambda path: -path.stat().st_size)
+    first, second, *_others = sorted(Path(taken["path"], "dump").glob("*.gz"), key=lambda path: -path.stat().st_size)
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)

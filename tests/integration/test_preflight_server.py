@@ -102,7 +102,7 @@ def test_pooler(cluster, reference_database, look_here, mode, severity):
             os.chown(folder, identity["user"], identity["group"])
         bouncer = subprocess.Popen([PGBOUNCER, str(folder / "bouncer.ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity)
         try:
-            wait_for(lambda: (folder / f".s.PGSQL.{cluster.port}").exists())
+            wait_for((folder / f".s.PGSQL.{cluster.port}").exists)
             result = look_here(login_unix_socket=str(folder))
             assert found(result, "pooler", severity) and result["server"]["pooler"] == mode
             assert probes_failed(result) == []

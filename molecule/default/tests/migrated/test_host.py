@@ -28,9 +28,9 @@ def test_the_server_listens_on_loopback_only_and_asked_for_the_password(host, qu
 def test_the_backup_is_there_for_its_owner_only(host, variables):
     directory = variables["backup_directory"]
     found = [line.split(" ", 3) for line in host.check_output("find %s -printf '%%y %%m %%u %%P\\n'", directory).splitlines()]
-    dumps = [path for kind, _, _, path in found if kind == "d" and path.startswith(variables["unified_user_login_db"] + "-")]
+    dumps = [path for kind, _mode, _owner, path in found if kind == "d" and path.startswith(variables["unified_user_login_db"] + "-")]
     assert len([path for path in dumps if "/" not in path]) == 1, "one backup was taken, and the second run took no other"
-    assert {(kind, mode, owner) for kind, mode, owner, _ in found} == {("d", "700", "deploy"), ("f", "600", "deploy")}
+    assert {(kind, mode, owner) for kind, mode, owner, _path in found} == {("d", "700", "deploy"), ("f", "600", "deploy")}
 
 
 def test_the_report_says_that_every_step_is_done(run_directory):
