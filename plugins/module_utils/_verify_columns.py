@@ -20,7 +20,9 @@ _EXACT_TYPES = frozenset(
 )
 
 #: A default that is a constant, as the server prints it: nothing to call, so every row gets the same value.
-_CONSTANT = re.compile(r"\(?(NULL|true|false|\(?-?[0-9.]+(e[+-]?[0-9]+)?\)?|'(?:[^']|'')*')\)?(::[^()]+(\([0-9, ]+\))?(\[\])?)*", re.IGNORECASE)
+_CONSTANT = re.compile(
+    r"""\(?(NULL|true|false|\(?-?[0-9.]+(e[+-]?[0-9]+)?\)?|'(?:[^']|'')*')\)?(::[\w ."]+(\([0-9, ]+\))?[\w ]*(\[\])?)*""", re.IGNORECASE
+)
 
 
 def same_value(source: Column, target: Column) -> bool:
