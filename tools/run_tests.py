@@ -186,7 +186,7 @@ def lint() -> Tally:
 def sanity() -> Tally:
     """ansible-test sanity; each of its tests, on each Python, counts as one."""
     folder = OUTPUT / "sanity"
-    status = run([PYTHON, "tools/run_sanity.py", "--junit-directory", str(folder)], OUTPUT / "sanity.log", 600)
+    status = run([PYTHON, "tools/run_sanity.py", "--junit-directory", str(folder)], OUTPUT / "sanity.log", 900)
     tally = Tally()
     for report in sorted(folder.glob("*.xml")):
         name = report.stem.removeprefix("ansible-test-")
@@ -210,17 +210,17 @@ def pytest(stage: str, *arguments: str, seconds: float, workers: int = 2) -> Tal
 
 
 def unit() -> Tally:
-    return pytest("unit", "tests/unit", seconds=300)
+    return pytest("unit", "tests/unit", seconds=600)
 
 
 def tools() -> Tally:
     """The development tools themselves: every check can fail, every server ends."""
-    return pytest("tools", "tests/tools", "--all-majors", seconds=400)
+    return pytest("tools", "tests/tools", "--all-majors", seconds=900)
 
 
 def integration() -> Tally:
     """The database tests on every major; one that is not installed here is a skip nobody overlooks."""
-    tally = pytest("integration", "tests/integration", "--all-majors", seconds=900)
+    tally = pytest("integration", "tests/integration", "--all-majors", seconds=1800)
     for major in embedded_postgres.missing_majors():
         tally.skip(f"integration on PostgreSQL {major}: no server of that major is installed here")
     return tally
@@ -228,12 +228,12 @@ def integration() -> Tally:
 
 def playbooks() -> Tally:
     """Whole playbooks, the demo among them, on servers of their own."""
-    return pytest("playbooks", "tests/playbooks", "--dist=loadfile", seconds=600)
+    return pytest("playbooks", "tests/playbooks", "--dist=loadfile", seconds=900)
 
 
 def molecule() -> Tally:
     """The scenarios on containers with systemd."""
-    status = run([PYTHON, "tools/run_molecule.py"], OUTPUT / "molecule.log", 1500)
+    status = run([PYTHON, "tools/run_molecule.py"], OUTPUT / "molecule.log", 1800)
     return judge(Tally(passed=int(status == 0)), status, "molecule")
 
 
