@@ -49,6 +49,11 @@ class Column:
         """Whether blank can mean more than NULL here."""
         return self.category == "S"
 
+    @property
+    def is_array(self) -> bool:
+        """Whether values are arrays, which cannot be elements of one."""
+        return self.category == "A"
+
     def takes(self, source: Column) -> bool:
         """Whether every value of the source column arrives here as it stands."""
         if self.type == source.type:

@@ -148,15 +148,20 @@ def _digest(definition: str) -> str:
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def lift_timeouts(database: Database) -> None:
+    """Let no timeout of the server, the database or the role end the transaction that is open, on any major."""
+    database.execute(
+        "SELECT set_config(s.name, '0', true) FROM pg_settings AS s"
+        " WHERE s.name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
+
+
 def fix_text_form(database: Database) -> None:
     """Make rows look the same as text in every session, and let nothing end the transaction but us.
 
     To be called first in a transaction. ``row_security`` off turns a policy that would hide rows into an error.
     """
-    database.execute(
-        "SELECT set_config(s.name, '0', true) FROM pg_settings AS s"
-        " WHERE s.name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
-    )
+    lift_timeouts(database)
     for name, value in _TEXT_FORM.items():
         database.execute("SELECT set_config(%s, %s, true)", (name, value))
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from dataclasses import asdict
 from typing import Any, Iterator
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
 
 SCHEMA = "unified_user_journal"
@@ -84,6 +86,22 @@ def current_run(database: Database) -> dict[str, Any] | None:
     if not exists(database):
         return None
     return database.row("SELECT * FROM unified_user_journal.run WHERE state <> 'aborted'")
+
+
+def settings_of(schema: str, policies: Policies, mapping: dict | None) -> dict[str, Any]:
+    """Return what decides which rows a run makes, by name: schema, mapping and every policy."""
+    return {"schema": schema, "mapping": mapping or {}, **asdict(policies)}
+
+
+def run_settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run was made with, as `settings_of`."""
+    return {"schema": run["application_schema"], "mapping": run["mapping"], **run["policies"]}
+
+
+def changed_settings(run: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Name the settings that are not those of a run, sorted."""
+    theirs = run_settings(run)
+    return sorted(name for name in settings if settings[name] != theirs.get(name))
 
 
 def start_run(database: Database, strategy: str, schema: str, policies: dict, mapping: dict) -> dict[str, Any]:
@@ -161,7 +179,7 @@ def fill_quarantine(database: Database, select) -> int:
 
 def count_quarantine(database: Database) -> int:
     """Return how many rows are in quarantine."""
-    return database.value(f"SELECT count(*) FROM {SCHEMA}.quarantine")
+    return database.value("SELECT count(*) FROM unified_user_journal.quarantine")
 
 
 def abort_run(database: Database) -> None:

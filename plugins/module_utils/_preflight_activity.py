@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Iterable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
@@ -69,13 +68,11 @@ def judge_finished_run(run: dict[str, Any], options: Options) -> list[Finding]:
         run: the journal's finished run.
         options: of this look.
     """
-    now = {"schema": options.schema, "mapping": options.mapping or {}, **asdict(options.policies)}
-    then = {"schema": run["application_schema"], "mapping": run["mapping"], **run["policies"]}
     found = [Finding(
         "already_migrated", INFO, 1, f"this database was migrated by run {run['id']}, finished at {run['finished_at']:%Y-%m-%d %H:%M:%S %Z}",
         "Nothing is left to copy: ansible-playbook verify.yml proves it again, ansible-playbook rollback.yml takes it back",
     )]
-    changed = sorted(name for name in now if now[name] != then.get(name))
+    changed = _journal.changed_settings(run, _journal.settings_of(options.schema, options.policies, options.mapping))
     if changed:
         found.append(Finding(
             "settings_changed", BLOCKER, len(changed), "the finished migration was made with other settings",

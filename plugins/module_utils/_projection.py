@@ -217,10 +217,14 @@ class Projection:
         value = sql.SQL("t.{}").format(self._alias(number))
         present = sql.SQL("btrim({}) <> ''" if column.target.is_text else "{} IS NOT NULL").format(value)
         sides = comma(sql.Literal(SIDES[table]) for table in column.sources)
+        # Arrays of arrays are not arrays of elements; as text, which is exact both ways, an array is one.
+        spelt, back = (sql.SQL("{}::text").format(value), sql.SQL(column.target.type)) if column.target.is_array else (value, None)
         first = sql.SQL("coalesce((array_agg({value} ORDER BY m.position) FILTER (WHERE {present}))[1],"
                         " (array_agg({value} ORDER BY m.position) FILTER (WHERE m.side IN ({sides})))[1])").format(
-            value=value, present=present, sides=sides
+            value=spelt, present=present, sides=sides
         )
+        if back:
+            first = sql.SQL("({})::{}").format(first, back)
         if len(column.sources) == len(_mapping.PEOPLE):
             return first
         return sql.SQL("CASE WHEN bool_or(m.side IN ({})) THEN {} ELSE {} END").format(sides, first, self._default(column))

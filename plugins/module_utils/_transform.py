@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, list_tables, measure_rows
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, lift_timeouts, list_tables, measure_rows
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
@@ -93,6 +93,8 @@ class AtomicCopy:
             database.execute("SET client_connection_check_interval = '1s'")
         database.execute("SET TIME ZONE 'UTC'")
         database.execute("SET search_path = pg_catalog")
+        # Rows that a policy would hide are an error, not rows that are not there.
+        database.execute("SET row_security = off")
         # What goes to quarantine is kept to the last digit, whatever the database's own setting.
         database.execute("SET extra_float_digits = 1")
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
@@ -194,6 +196,22 @@ class AtomicCopy:
     def _counts(self, tables) -> dict[str, int]:
         return {name: self.database.value(self.schema.compose("SELECT count(*) FROM {table}", table=name)) for name in tables}
 
+    def _refuse_credentials_of_nobody(self) -> None:
+        """Refuse accounts and sessions that refer to no owner: no foreign key keeps them out, and no rule says whose they are."""
+        for table in ("accounts", "sessions"):
+            lost = self.database.value(
+                self.schema.compose(
+                    "SELECT count(*) FROM {source} AS t WHERE NOT EXISTS"
+                    " (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{source.userId})",
+                    source=table,
+                )
+            )
+            if lost:
+                raise UnifiedUserError(
+                    f"copy table {self.schema[table].name}", f"{lost} of its rows refer to no owner",
+                    "Delete these rows or bring their owners back; ansible-playbook preflight.yml names them",
+                )
+
     def _findings(self, projection: Projection) -> DataFindings:
         return DataFindings(self.database, projection, self.options.sample_size, self.options.mask_pii)
 
@@ -201,13 +219,8 @@ class AtomicCopy:
         return Projection(self.schema, self.options.policies, started_at)
 
     def _already_done(self, run: dict[str, Any]) -> dict[str, Any]:
-        settings = {"schema": self.options.schema, "policies": asdict(self.options.policies), "mapping": self.options.mapping or {}}
-        before = {"schema": run["application_schema"], "policies": run["policies"], "mapping": run["mapping"]}
-        if settings != before:
-            changed = sorted(
-                {key for key in ("schema", "mapping") if settings[key] != before[key]}
-                | {key for key in settings["policies"] if settings["policies"][key] != before["policies"].get(key)}
-            )
+        changed = _journal.changed_settings(run, _journal.settings_of(self.options.schema, self.options.policies, self.options.mapping))
+        if changed:
             raise UnifiedUserError(
                 "go on with the finished migration of the data",
                 f"it was made with other settings of {', '.join(changed)}",
@@ -250,10 +263,9 @@ class AtomicCopy:
         )
 
     def _settings(self) -> None:
+        lift_timeouts(self.database)
         for name, value in (
             ("lock_timeout", f"{self.options.lock_timeout}ms"),
-            ("statement_timeout", "0"),
-            ("idle_in_transaction_session_timeout", "0"),
             ("work_mem", self.options.work_mem),
             ("maintenance_work_mem", self.options.maintenance_work_mem),
             ("jit", "off"),
@@ -372,6 +384,7 @@ class AtomicCopy:
                 "booking_key": projection.booking_key("t"),
                 "customer_key": identity_key(self.schema.compose("c.{customers.email}"), self.options.policies.email_match),
             }
+            self._refuse_credentials_of_nobody()
             bookings = self.database.row(self.schema.compose(_LINKED_BOOKINGS, **keys))
             bookings["by_guest"] = self.database.value("SELECT coalesce(sum(bookings), 0)::bigint FROM guest")
             bookings["by_email"] = copied - bookings["by_customer"] - bookings["by_guest"]

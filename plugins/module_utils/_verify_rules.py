@@ -70,6 +70,7 @@ class Rules:
             self._rule("double_identity_keys", self._double_keys()),
             Rule(("passwords", "verification_times"), self._credentials()),
             self._rule("credentials_not_carried", self._not_carried()),
+            self._rule("credentials_of_nobody", self._of_nobody()),
             *(self._rule(table, self._rows(table)) for table in ("magic_link_tokens", "audit_logs") if self.schema[table].exists),
         ]
 
@@ -169,6 +170,18 @@ class Rules:
                 )
             )
         return sql.SQL(" UNION ALL ").join(selects)
+
+    def _of_nobody(self):
+        """Accounts and sessions of the legacy side that refer to no owner: they have no image, and no rule that says so."""
+        return sql.SQL(" UNION ALL ").join(
+            self.of(
+                source,
+                "SELECT {name} || ' ' || t.{.id} AS label FROM {.} AS t LEFT JOIN {studio_owners} AS p ON p.{studio_owners.id} = t.{.userId}"
+                " WHERE p.{studio_owners.id} IS NULL",
+                name=sql.Literal(self.schema[source].name),
+            )
+            for source in ("accounts", "sessions")
+        )
 
     def _rows(self, table: str):
         """Rows of a table that starts empty."""

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 
+import psycopg2
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
@@ -41,10 +42,7 @@ def session(open_session):
 def sums(session: Database, tables) -> dict:
     """Row count and content sum of each table."""
     return {
-        table: session.row(
-            f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM public.\"{table}\" AS t"
-        )
-        for table in tables
+        table: session.row(f'SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM public."{table}" AS t') for table in tables
     }
 
 
@@ -65,10 +63,7 @@ def wait_until(condition, seconds: float = 20):
 
 def make_slow(session: Database, seconds: float) -> None:
     """Make every insert into new_bookings wait, so that a test can act in the middle of a copy."""
-    session.execute(
-        "CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS"
-        f" 'BEGIN PERFORM pg_sleep({seconds / 312}); RETURN NEW; END'"
-    )
+    session.execute(f"CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep({seconds / 312}); RETURN NEW; END'")
     session.execute("CREATE TRIGGER wait BEFORE INSERT ON public.new_bookings FOR EACH ROW EXECUTE FUNCTION public.wait()")
 
 
@@ -79,9 +74,7 @@ def make_fast(session: Database) -> None:
 
 def copying(session: Database) -> bool:
     """Whether some session is filling new_bookings."""
-    return session.value(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'unified_user' AND query LIKE 'INSERT INTO %new_bookings%')"
-    )
+    return session.value("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'unified_user' AND query LIKE 'INSERT INTO %new_bookings%')")
 
 
 def test_reference_case_and_a_second_run(session):
@@ -116,7 +109,7 @@ def test_catalogue_is_identical_afterwards(session):
     session.execute('CREATE INDEX noted ON public.new_bookings ("customerName")')
     session.execute("COMMENT ON INDEX public.noted IS 'for the call centre'")
     session.execute('CREATE INDEX sparse ON public.users (lower(email)) WITH (fillfactor = 70) WHERE "isActive"')
-    session.execute("ALTER TABLE public.new_sessions REPLICA IDENTITY USING INDEX \"new_sessions_sessionToken_key\"")
+    session.execute('ALTER TABLE public.new_sessions REPLICA IDENTITY USING INDEX "new_sessions_sessionToken_key"')
     session.execute('CREATE TABLE public.newsletter ("userId" text PRIMARY KEY REFERENCES public.users (id))')
     before = catalogue(session)
     AtomicCopy(session, Options()).run()
@@ -131,8 +124,7 @@ def test_undo_empties_the_unified_tables_and_touches_nothing_else(session):
     before, empty = sums(session, SOURCES), sums(session, FILLED)
     AtomicCopy(session, Options()).run()
     session.execute(
-        "INSERT INTO public.audit_logs (id, \"userId\", action, resource, \"resourceId\")"
-        " SELECT 'log', id, 'a', 'b', 'c' FROM public.users LIMIT 1"
+        "INSERT INTO public.audit_logs (id, \"userId\", action, resource, \"resourceId\") SELECT 'log', id, 'a', 'b', 'c' FROM public.users LIMIT 1"
     )
     planned = AtomicCopy(session, Options()).undo(check_mode=True)
     undone = AtomicCopy(session, Options()).undo()
@@ -366,3 +358,30 @@ def test_missing_driver_names_the_interpreter(cluster, reference_database, tmp_p
     paths = os.pathsep.join([str(tmp_path), str(ROOT / ".collections"), *(path for path in sys.path if "site-packages" in path)])
     failed = run_module("unified_user_transform", connection_options(cluster, reference_database), environment={"PYTHONPATH": paths})
     assert failed["failed"] and sys.executable in failed["msg"] and "python3-psycopg2" in failed["msg"]
+
+
+def test_accounts_of_nobody_are_refused(session):
+    session.execute('ALTER TABLE public.accounts DROP CONSTRAINT "accounts_userId_fkey"')
+    session.execute("UPDATE public.accounts SET \"userId\" = 'nobody' WHERE id = (SELECT min(id) FROM public.accounts)")
+    with pytest.raises(UnifiedUserError, match="copy table accounts: 1 of its rows refer to no owner"):
+        AtomicCopy(session, Options()).run()
+    assert sums(session, FILLED)["users"]["count"] == 0
+
+
+def test_rows_hidden_by_a_policy_are_an_error(session):
+    session.execute("CREATE ROLE tenant")
+    try:
+        for table in (*SOURCES, *FILLED, "magic_link_tokens", "audit_logs"):
+            session.execute(f'ALTER TABLE public."{table}" OWNER TO tenant')
+        session.execute("ALTER TABLE public.accounts ENABLE ROW LEVEL SECURITY")
+        session.execute("ALTER TABLE public.accounts FORCE ROW LEVEL SECURITY")
+        database = session.value("SELECT current_database()")
+        session.execute(f'GRANT CREATE ON DATABASE "{database}" TO tenant')
+        session.execute("SET ROLE tenant")
+        with pytest.raises(psycopg2.Error, match="row-level security policy"):
+            AtomicCopy(session, Options()).run()
+        assert sums(session, FILLED)["users"]["count"] == 0
+    finally:
+        session.execute("RESET ROLE")
+        session.execute("DROP OWNED BY tenant CASCADE")
+        session.execute("DROP ROLE tenant")

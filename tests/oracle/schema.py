@@ -218,7 +218,7 @@ LOPSIDED = Shape(
 )
 
 # Columns the contract never heard of: on one legacy table or both, of many types, of another type there, without destination.
-_UNHEARD = "preferredLocale? nickname:v? credit:n? avatar:x? externalRef:u? rawProfile:J?"
+_UNHEARD = "tags:a? preferredLocale? nickname:v? credit:n? avatar:x? externalRef:u? rawProfile:J?"
 WIDENED = Shape(
     "widened",
     extra={
