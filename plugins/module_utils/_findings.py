@@ -91,6 +91,13 @@ def schema_findings(schema: Schema) -> list[Finding]:
     ]
 
 
+#: Legacy table -> the unified table its columns go to.
+_DESTINATIONS = {
+    **dict.fromkeys(_mapping.PEOPLE, "users"),
+    **{source: target for target, (source, unused) in _mapping.ROW_COPIES.items()},
+}
+
+
 class DataFindings:
     """Asks the legacy rows, in one statement, for everything that stops or should be known.
 
@@ -140,7 +147,9 @@ class DataFindings:
         policies = self.policies
         questions = [
             _Question("unusable_email", BLOCKER, "owners or customers without a usable e-mail",
-                      "Give each of them an e-mail with an @, or delete the row", self._unusable_emails),
+                      "Give each of them an e-mail with an @, or delete it; they are: "
+                      + self._command("{select}", select=self._unusable_emails()),
+                      self._unusable_emails),
             _Question("duplicate_identities", BLOCKER if policies.duplicate_identities == "fail" else INFO,
                       "identities with two or more rows in one table",
                       "Set unified_user_duplicate_identities: merge to join them in survivor order, or merge the rows by hand",
@@ -149,21 +158,32 @@ class DataFindings:
                       "an owner and a customer of different identities have one id",
                       "Set unified_user_id_collisions: rekey to give the customer a derived id", self._collisions),
             _Question("derived_id_taken", BLOCKER, "derived ids that another row has already",
-                      "Change the id of the row that has it", self._taken),
+                      "Give the row that has it another id, foreign keys follow: " + self._command(
+                          "UPDATE {customers} SET {customers.id} = 'another' WHERE {customers.id} = 'sample', or the same in {studio_owners}"),
+                      self._taken),
             _Question("unresolvable_bookings", BLOCKER if policies.unresolvable_bookings == "fail" else WARNING,
                       "bookings with neither a customerId nor a usable e-mail",
                       "Set unified_user_unresolvable_bookings: quarantine to keep them in the journal, or give them an e-mail",
                       self._unresolvable),
             _Question("non_ascii_keys", WARNING, "identity keys with a character outside ! to ~; two such spellings stay two people",
-                      "Look at them; correct the e-mails that are misspelt", self._non_ascii),
+                      "Correct those that are misspelt; they are: " + self._command(
+                          "SELECT {studio_owners.id}, {studio_owners.email} FROM {studio_owners} WHERE {studio_owners.email} ~ '[^!-~]'"
+                          " UNION ALL SELECT {customers.id}, {customers.email} FROM {customers} WHERE {customers.email} ~ '[^!-~]'"),
+                      self._non_ascii),
             _Question("bookings_joined_unverified", WARNING, "bookings tied by e-mail to an account whose e-mail was never verified",
-                      "Have these people verify their e-mail before the migration if health data is among them", self._joined_unverified),
+                      "Have them verify their e-mail first if health data is among it; the addresses are: "
+                      + self._command("SELECT DISTINCT {bookings.customerEmail} FROM {bookings} WHERE {bookings.customerId} IS NULL"),
+                      self._joined_unverified),
             _Question("booking_key_differs", INFO, "bookings whose e-mail is not that of their customer; the customerId wins",
                       "Nothing to do: customerEmail stays in the booking as it is", self._key_differs),
         ]
         questions += [self._null_question(*pair) for pair in self._nullable_pairs()]
         questions += [self._lost_question(*column) for column in self.schema.without_destination()]
         return questions
+
+    def _command(self, template: str, **parts) -> str:
+        """Return a command for a hint, with this database's names."""
+        return self.schema.compose(template, **parts).as_string(self.database.connection)
 
     def _masked(self, email):
         return masked_email(email, self.mask_pii)
@@ -262,7 +282,11 @@ class DataFindings:
         return _Question(
             "null_without_place", BLOCKER,
             f"{self.schema[table].name}.{column} is NULL in rows, and {target} does not allow that",
-            f"Fill these rows, or drop NOT NULL from the column in {target}",
+            self._command(
+                "UPDATE {source} SET {column} = a value WHERE {column} IS NULL, or in a schema migration"
+                " ALTER TABLE {target} ALTER COLUMN {column} DROP NOT NULL",
+                source=table, column=sql.Identifier(column), target=sql.Identifier(self.schema.name, target),
+            ),
             lambda: self.schema.compose(
                 "SELECT t.{source.id} AS label FROM {source} AS t WHERE t.{column} IS NULL", source=table, column=sql.Identifier(column)
             ),
@@ -274,7 +298,11 @@ class DataFindings:
         return _Question(
             "column_without_destination", WARNING,
             f"{self.schema[table].name}.{column} holds values that are not carried: {why}",
-            "Add the column to the unified table in a schema migration, or leave it: the legacy table keeps it",
+            self._command(
+                "Leave it: the legacy table keeps it; or carry it, with ALTER TABLE {target} ADD COLUMN {column} {type} in a schema migration",
+                target=self.schema.table(_DESTINATIONS[table]), column=sql.Identifier(column),
+                type=sql.SQL(self.schema[table].columns[column].type),
+            ),
             lambda: self.schema.compose(
                 "SELECT t.{source.id} AS label FROM {source} AS t WHERE {holds}", source=table, holds=holds
             ),
