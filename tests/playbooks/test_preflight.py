@@ -81,4 +81,4 @@ def test_playbook_passes_once_the_blocker_is_decided(play, record):
     assert max(map(len, lines[first:last])) <= 132, "wide enough is not wider than a terminal"
     (step,) = steps
     assert step["step"] == "preflight" and step["result"] == "ok" and step["rows"] == 682 and step["duration_ms"] > 0
-    assert step["detail"].startswith("0 blockers, 1 warnings") and step["data"]["estimates"]["rows"] == 682
+    assert step["detail"].startswith("blockers: 0, warnings: 1") and step["data"]["estimates"]["rows"] == 682
