@@ -225,7 +225,7 @@ class _Verifier:
             columns = ", ".join(f"{name} {rows}" for name, rows in found.columns.items())
             parts.append(f"{found.different} different" + (f" ({columns})" if columns else ""))
         if image.ignored:
-            parts.append(f"not compared, as the default is not a constant: {', '.join(image.ignored)}")
+            parts.append(f"not compared where no row gives a value, as the default is computed: {', '.join(image.ignored)}")
         if found.born_after:
             parts.append(f"{found.born_after} born after cut-over")
         if found.changed_since:

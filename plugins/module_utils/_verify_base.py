@@ -37,7 +37,8 @@ class Image:
         columns: the columns to compare, by actual name.
         parts: composed SELECTs of these columns, under their actual names; together they give each row once.
         label: composed expression over ``k``, a row with the key columns, that names a row in a sample.
-        ignored: columns that cannot be compared, as their defaults are not constants.
+        ignored: columns that are not compared where no legacy row gives them a value, as their defaults are computed.
+        unknown: of these, the columns that some rows give a value; with the column of ``parts`` that is true where none does.
         born: composed condition over ``a``, the row there is, that it was born after cut-over; None when it never can be.
         changed: composed condition over ``e`` and ``a`` that the row there is was changed after cut-over; or None.
     """
@@ -49,6 +50,7 @@ class Image:
     parts: list
     label: object
     ignored: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
     born: object = None
     changed: object = None
 
@@ -202,7 +204,7 @@ class Derivation:
         keys = ("A", "B") if table == "_UserFavorites" else ("id",)
         actual = tuple(self.schema[table].names[key] for key in keys)
         label = sql.SQL(" || ' ' || ").join([compose("k.{c}::text", {"c": sql.Identifier(column)}) for column in actual])
-        return Image(name, self.schema.table(table), actual, columns, parts, label, ignored, self._born(table), self._changed(table))
+        return Image(name, self.schema.table(table), actual, columns, parts, label, ignored, {}, self._born(table), self._changed(table))
 
     # Cut-over
 

@@ -84,9 +84,12 @@ class Comparer:
         return Comparison(counts["expected"], actual, missing, unexpected, counts["different"], born, counts["changed_since"], samples, columns)
 
     @staticmethod
-    def _pair(column: Column, name: str):
+    def _pair(image: Image, name: str, column: Column):
         own = {"c": sql.Identifier(name)}
-        return differs(column, compose("e.{c}", own), compose("a.{c}", own))
+        condition = differs(column, compose("e.{c}", own), compose("a.{c}", own))
+        if name in image.unknown:
+            return compose("(NOT e.{flag} AND {condition})", {"flag": sql.Identifier(image.unknown[name]), "condition": condition})
+        return condition
 
     def _parts(self, image: Image) -> dict[str, object]:
         return {
@@ -94,7 +97,7 @@ class Comparer:
             "here": compose("a.{c}", {"c": sql.Identifier(image.key[0])}),
             "wanted": compose("e.{c}", {"c": sql.Identifier(image.key[0])}),
             "same": all_of(compose("a.{c} = e.{c}", {"c": sql.Identifier(name)}) for name in image.key),
-            "differs": sql.SQL(" OR ").join([self._pair(column, name) for name, column in image.columns.items()]),
+            "differs": sql.SQL(" OR ").join([self._pair(image, name, column) for name, column in image.columns.items()]),
             "changed": image.changed or sql.SQL("FALSE"),
             "born": image.born or sql.SQL("FALSE"),
         }
@@ -114,7 +117,7 @@ class Comparer:
         names = [
             compose(
                 "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND ({differs}) THEN {name} END",
-                {**self._parts(image), "differs": self._pair(column, name), "name": sql.Literal(name)},
+                {**self._parts(image), "differs": self._pair(image, name, column), "name": sql.Literal(name)},
             )
             for name, column in image.columns.items()
         ]

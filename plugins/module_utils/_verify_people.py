@@ -8,6 +8,8 @@ they stand, from the few who are joined, each of whose values is picked for itse
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import CUSTOMER_ROLE, OWNER_ROLE, PEOPLE, USER_RULES
@@ -137,15 +139,22 @@ class People:
             for name, column in relation.columns.items()
             if relation.logical_name(name) not in USER_RULES and not column.generated
         }
-        ignored = [name for name, default in defaults.items() if default is None]
-        defaults = {name: default for name, default in defaults.items() if default is not None}
-        sources = {name: tables for name, tables in sources.items() if name in defaults}
         columns = {name: relation.columns[name] for name in [*(relation.names[rule] for rule in USER_RULES), *defaults]}
+        # Where no row gives a value and the default is computed, a flag beside the column says so.
+        unknown = {name: f"unknown {number}" for number, (name, default) in enumerate(defaults.items()) if default is None}
 
         def select(values: dict[str, object]):
+            values = {name: sql.SQL("NULL") if value is None else value for name, value in self._flagged(values, unknown).items()}
             return compose(
-                "SELECT {values}",
-                {"values": comma(compose("{value} AS {name}", {"value": typed(c, values[name]), "name": sql.Identifier(name)}) for name, c in columns.items())},
+                "SELECT {values}{flags}",
+                {
+                    "values": comma(
+                        compose("{value} AS {name}", {"value": typed(column, values[name]), "name": sql.Identifier(name)}) for name, column in columns.items()
+                    ),
+                    "flags": sql.Composed(
+                        compose(", {value} AS {name}", {"value": values[flag], "name": sql.Identifier(flag)}) for flag in unknown.values()
+                    ),
+                },
             )
 
         alone = [self._alone(table, "{select}", select=select(self._values_alone(table, sources, defaults))) for table in PEOPLE]
@@ -157,7 +166,13 @@ class People:
         guests = compose(
             "WITH nobody AS MATERIALIZED ({bookings}) {select} {traces}", {"bookings": self.guest_bookings(), "select": select(values), "traces": traces}
         )
-        return self.derivation.image("users", "users", columns, [_rows(alone), together, guests], ignored)
+        image = self.derivation.image("users", "users", columns, [_rows(alone), together, guests], list(unknown))
+        return replace(image, unknown=unknown)
+
+    @staticmethod
+    def _flagged(values: dict[str, object], unknown: dict[str, str]) -> dict[str, object]:
+        """Add to the values the flags that tell where they are unknown."""
+        return {**{flag: sql.SQL("TRUE" if values[name] is None else "FALSE") for name, flag in unknown.items()}, **values}
 
     def _ruled(self, primary_role, **values) -> dict[str, object]:
         """Name the values of the columns with a rule of their own as ``users`` does."""
@@ -201,10 +216,12 @@ class People:
                     compose("{own} AS value", {"own": own}), blank, compose('m."side of" IN ({sides})', {"sides": sides})
                 )
                 # An identity without a row in any table that has the column is left with the default.
+                without = compose('{pick}."key of" IS NULL', {"pick": sql.Identifier(f"pick{number}")})
                 values[name] = compose(
-                    'CASE WHEN {pick}."key of" IS NULL THEN {default} ELSE {pick}.value END',
-                    {"pick": sql.Identifier(f"pick{number}"), "default": typed(column, default)},
+                    "CASE WHEN {without} THEN {default} ELSE {pick}.value END",
+                    {"pick": sql.Identifier(f"pick{number}"), "without": without, "default": typed(column, default or sql.SQL("NULL"))},
                 )
+                values[f"unknown {number}"] = without
         return compose(
             "FROM ({survivor}) AS survivor JOIN (SELECT \"key of\", min(\"verified of\") AS verified, min(\"created of\") AS created,"
             ' max("updated of") AS updated FROM member GROUP BY "key of") AS span USING ("key of"){picks}',

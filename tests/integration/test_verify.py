@@ -345,15 +345,26 @@ def _has_xml(database: Database) -> bool:
     return False
 
 
-def test_a_column_whose_default_is_no_constant_is_named_not_compared(cluster, reference_database):
+def test_a_computed_default_is_not_known_and_everything_else_is(cluster, reference_database):
     with contextlib.closing(Database(cluster.connect(reference_database))) as database:
-        database.execute('ALTER TABLE users ADD "seenAt" timestamp(3) DEFAULT now(), ADD score integer NOT NULL DEFAULT 7, ADD note text DEFAULT \'-\'')
+        database.execute(
+            'ALTER TABLE users ADD "seenAt" timestamp(3) DEFAULT now(), ADD "madeAt" timestamp(3) DEFAULT now(), ADD score integer NOT NULL DEFAULT 7;'
+            ' ALTER TABLE customers ADD "seenAt" timestamp(3); ALTER TABLE new_sessions ADD "madeAt" timestamp(3) DEFAULT now()'
+        )
         copy(database)
-        found = verify_database(database).require()
-        (users,) = [entry for entry in found.checks if entry.name == "users"]
-        assert users.detail == "not compared, as the default is not a constant: seenAt"
-        database.execute("UPDATE users SET score = 8, note = NULL WHERE id = (SELECT min(id) FROM users)")
-        assert failed(verify_database(database))["users"].samples[0].endswith("(score, note)")
+        found = {entry.name: entry.detail for entry in verify_database(database).require().checks}
+        assert found["users"] == "not compared where no row gives a value, as the default is computed: seenAt, madeAt"
+        assert found["sessions"] == "not compared where no row gives a value, as the default is computed: madeAt"
+        # A joined owner has it from his customers row, an owner alone from nowhere.
+        joined = "(SELECT o.id FROM studio_owners AS o JOIN customers AS c ON c.email = o.email)"
+        owner = "\"primaryRole\" = 'STUDIO_OWNER'"
+        for where, differing in ((f"NOT {owner}", 156), (f"id IN {joined}", 1), (f"{owner} AND id NOT IN {joined}", 1)):
+            database.execute(f'UPDATE users SET "seenAt" = \'2020-01-01\', "madeAt" = NULL WHERE {where}')
+            assert failed(verify_database(database))["users"].detail.startswith(f"{differing} different (seenAt {differing})")
+            database.execute(f'UPDATE users SET "seenAt" = NULL WHERE {where}')
+        verify_database(database).require()
+        database.execute("UPDATE users SET score = 8 WHERE id = (SELECT min(id) FROM users)")
+        assert failed(verify_database(database))["users"].samples[0].endswith("(score)")
 
 
 def test_what_cannot_be_read_is_not_a_pass(cluster, migrated, session):
