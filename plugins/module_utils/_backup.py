@@ -128,7 +128,11 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     database = connect(parameters)
     try:
         properties = database.row(_PROPERTIES)
-        server = {"version": database.value("SHOW server_version"), "major": database.connection.server_version // 10000}
+        server = {
+            "version": database.value("SHOW server_version"),
+            "major": database.connection.server_version // 10000,
+            "system_identifier": _system_identifier(database),
+        }
         program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
         _check_disk(options, properties)
         result = {
@@ -163,6 +167,13 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         }
     finally:
         database.close()
+
+
+def _system_identifier(database: Database) -> str | None:
+    """Return the number that tells this server from all others, None if the role may not ask for it."""
+    if not database.value("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"):
+        return None
+    return database.value("SELECT system_identifier::text FROM pg_control_system()")
 
 
 def _check_disk(options: BackupOptions, properties: dict[str, Any]) -> None:

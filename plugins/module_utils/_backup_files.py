@@ -103,10 +103,11 @@ def write_json(path: str, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_directory(os.path.dirname(path))
+    sync_directory(os.path.dirname(path))
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Make sure that names made, changed or removed in a directory are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,6 +124,28 @@ def free_bytes(directory: str) -> int:
     return status.f_bavail * status.f_frsize
 
 
+@contextlib.contextmanager
+def alone_in(directory: str) -> Iterator[None]:
+    """Keep other runs from making or removing anything in a directory for the length of the block."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_directory(path: str) -> int | None:
+    """Return a descriptor that holds a directory for us alone until it is closed; None if somebody is at work in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 class Workplace:
     """The hidden directory in which a backup is made.
 
@@ -135,10 +158,10 @@ class Workplace:
     def __init__(self, directory: str, database: str) -> None:
         self.directory = os.path.abspath(directory)
         self._prepare_directory()
-        with self._alone():
+        with alone_in(self.directory):
             self.leftovers = self._remove_leftovers()
             self.name = self._free_name(database)
-            self.path = os.path.join(self.directory, f".{self.name}.partial")
+            self.path = os.path.join(self.directory, partial_name(self.name))
             os.mkdir(self.path, 0o700)
             self.descriptor = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
@@ -153,28 +176,18 @@ class Workplace:
                 f"Run chmod 0700 {self.directory} or choose another directory",
             )
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        descriptor = os.open(self.directory, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
     def _remove_leftovers(self) -> list[str]:
         removed = []
         for name in sorted(os.listdir(self.directory)):
             path = os.path.join(self.directory, name)
             if not (name.startswith(".") and name.endswith(".partial") and os.path.isdir(path)):
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = lock_directory(path)
+            if descriptor is None:
+                continue  # its run, or a pg_dump that outlived it, is still at work
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path)
                 removed.append(name)
-            except BlockingIOError:
-                pass  # its run, or a pg_dump that outlived it, is still at work
             finally:
                 os.close(descriptor)
         return removed
@@ -182,7 +195,7 @@ class Workplace:
     def _free_name(self, database: str) -> str:
         while True:
             name = planned_name(database)
-            taken = (name, f".{name}.partial")
+            taken = (name, partial_name(name))
             if not any(os.path.lexists(os.path.join(self.directory, candidate)) for candidate in taken):
                 return name
             time.sleep(0.1)
@@ -191,7 +204,7 @@ class Workplace:
         """Give the finished backup its name and return its path."""
         path = os.path.join(self.directory, self.name)
         os.rename(self.path, path)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         return path
 
     def close(self) -> None:
@@ -202,8 +215,17 @@ class Workplace:
 
 def planned_name(database: str) -> str:
     """Return ``<database>-<UTC time>``, with what file systems or shells dislike replaced by underscores."""
-    safe = re.sub(r"^[.-]|[^A-Za-z0-9_.-]", "_", database)
-    return f"{safe}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    return f"{name_stem(database)}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+
+
+def name_stem(database: str) -> str:
+    """Return what the names of a database's backups begin with."""
+    return re.sub(r"^[.-]|[^A-Za-z0-9_.-]", "_", database)
+
+
+def partial_name(name: str) -> str:
+    """Return the hidden name that a backup has before it is whole, and again while it is being removed."""
+    return f".{name}.partial"
 
 
 class Backup:
@@ -279,6 +301,17 @@ class Backup:
     def dump_path(self) -> str:
         """The file or directory that pg_restore reads."""
         return os.path.join(self.path, DUMP_NAMES[self.manifest["format"]])
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the backup from being removed for the length of the block."""
+        with explaining(f"read backup {self.path}"):
+            descriptor = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def verify_files(self) -> None:
         """Read every file of the dump and compare it with the manifest.

@@ -35,7 +35,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
 
-_SUFFIXES = {"tested": "_restore_test", "restored": "_restored"}
+_SUFFIXES = {"tested": "_restore_test", "restored": "_restored", "rehearsal": "_rehearsal"}
 _SHOWN = 5
 
 _ADVICE = (
@@ -104,14 +104,19 @@ def restore(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         UnifiedUserError: the backup cannot be found, trusted or restored, or what came out differs.
     """
     backup = choose_backup(parameters)
-    state = parameters["state"]
-    if state in ("tested", "restored"):
-        result = Restore(parameters, backup, check_mode).run()
-        return {**result, "backup": describe_backup(backup)}
+    with backup.in_use():
+        if parameters["state"] in ("tested", "restored"):
+            result = Restore(parameters, backup, check_mode).run()
+            return {**result, "backup": describe_backup(backup)}
+        return _look_at(backup, parameters)
+
+
+def _look_at(backup: Backup, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Verify a backup's files and, if ``state`` says so, compare the database of now with it."""
     started = time.monotonic()
     backup.verify_files()
     result = {"changed": False, "backup": describe_backup(backup)}
-    if state == "compared":
+    if parameters["state"] == "compared":
         database = connect(parameters)
         try:
             result.update(compare_with(database, backup.manifest), executed_queries=database.executed_queries)
@@ -156,14 +161,16 @@ class Restore:
             ``bin_dir``, ``maintenance_db``.
         backup: what to restore.
         check_mode: look at everything that would stop it, and only say what would be done.
+        purpose: what the copy's mark says it is for, when not for what the state is; only copies of one purpose replace each other.
     """
 
-    def __init__(self, parameters: dict[str, Any], backup: Backup, check_mode: bool) -> None:
+    def __init__(self, parameters: dict[str, Any], backup: Backup, check_mode: bool, purpose: str | None = None) -> None:
         self._parameters = parameters
         self._backup = backup
         self._check_mode = check_mode
         self._state = parameters["state"]
-        self.target = parameters.get("target") or _scratch.derived_name(backup.manifest["database"], _SUFFIXES[self._state])
+        self._purpose = purpose or self._state
+        self.target = parameters.get("target") or _scratch.derived_name(backup.manifest["database"], _SUFFIXES[self._purpose])
 
     def run(self) -> dict[str, Any]:
         """Restore, compare, and either write the proof and drop the copy (tested) or keep it (restored).
@@ -223,7 +230,7 @@ class Restore:
 
     def _mark(self, progress: str) -> dict[str, Any]:
         return {
-            "purpose": self._state,
+            "purpose": self._purpose,
             "progress": progress,
             "database": self._backup.manifest["database"],
             "sha256": self._backup.manifest["sha256"],
@@ -238,12 +245,12 @@ class Restore:
         found = _scratch.look_up(admin, self.target)
         if not found.exists:
             return None
-        ours = found.mark.get("purpose") == self._state and found.mark.get("database") == self._backup.manifest["database"]
+        ours = found.mark.get("purpose") == self._purpose and found.mark.get("database") == self._backup.manifest["database"]
         if not ours and not found.unborn:
             raise UnifiedUserError(
                 f"restore into database {self.target}",
                 "a database of that name exists and this step did not make it",
-                "Set target to another name (restore_test_database, rollback_database), or drop that database if nobody needs it",
+                "Set target to another name (restore_test_database, rehearsal_database, rollback_database), or drop that database if nobody needs it",
             )
         return found.mark
 
@@ -332,7 +339,7 @@ class Restore:
         with contextlib.suppress(UnifiedUserError, psycopg2.Error):
             cleaner = connect(self._parameters, self._parameters["maintenance_db"]) if admin.connection.closed else admin
             found = _scratch.look_up(cleaner, self.target)
-            if found.unborn or found.mark.get("purpose") == self._state:
+            if found.unborn or found.mark.get("purpose") == self._purpose:
                 _scratch.drop(cleaner, self.target)
 
     def _finish(

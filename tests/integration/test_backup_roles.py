@@ -1,0 +1,57 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The roles backup and restore_test as an operator runs them, one after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.module_process import connection_options
+from tests.playbook_process import inventory, run_playbook
+
+
+@pytest.fixture
+def prove(cluster, legacy_reference_database, tmp_path):
+    """Runs both roles: prove(*arguments, variable=value); returns what each recorded, by its name."""
+    facts, playbook = tmp_path / "facts.json", tmp_path / "prove.yml"
+    roles = [
+        {"name": f"Run {role}", "ansible.builtin.import_role": {"name": f"rnltlabs.unified_user.{role}"}} for role in ("backup", "restore_test")
+    ]
+    record = {
+        "name": "Keep what the roles told",
+        "ansible.builtin.copy": {"content": "{{ unified_user_steps }}", "dest": str(facts)},
+        "check_mode": False,
+        "changed_when": False,
+    }
+    playbook.write_text(yaml.safe_dump([{"name": "Prove", "hosts": "database", "gather_facts": False, "tasks": [*roles, record]}]))
+    connection = {f"unified_user_{name}": value for name, value in connection_options(cluster, legacy_reference_database).items()}
+    places = {"backup_directory": str(tmp_path / "backups"), "backup_bin_dir": str(Path(cluster.bin("pg_dump")).parent)}
+
+    def run(*arguments, **variables):
+        hosts = inventory(tmp_path, {**connection, **places, "backup_minimum_bytes": 10000, **variables})
+        done = run_playbook(playbook, hosts, *arguments)
+        assert done.returncode == 0, done.stdout
+        return {step["step"]: step for step in json.loads(facts.read_text())}
+
+    return run
+
+
+@pytest.mark.one_major
+def test_older_backups_go_after_the_proof_of_the_new_one(prove, tmp_path):
+    first, second = prove(), prove()
+    paths = [Path(told["backup"]["data"]["path"]) for told in (first, second)]
+    assert sorted((tmp_path / "backups").iterdir()) == sorted(paths), "without a limit everything stays"
+    assert "removed" not in second["restore_test"]["data"]
+
+    planned = prove("--check", backup_keep_count=1)["restore_test"]
+    assert planned["detail"] == "planned once there is a backup; older backups that would go: 1"
+    assert [entry["path"] for entry in planned["data"]["removed"]] == [str(paths[0])] and paths[0].exists()
+
+    third = prove(backup_keep_count=1)
+    assert third["restore_test"]["detail"].endswith("…; older backups removed: 2")
+    assert [entry["path"] for entry in third["restore_test"]["data"]["removed"]] == [str(paths[1]), str(paths[0])]
+    (left,) = (tmp_path / "backups").iterdir()
+    assert str(left) == third["backup"]["data"]["path"] and (left / "proof.json").exists()
