@@ -1,0 +1,76 @@
+"""The benchmark's contenders do the same work: small, on a server of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from bench import contenders, report, results
+
+BOOKINGS = 3000
+
+
+@pytest.fixture(scope="module")
+def arena(cluster):
+    """Fresh databases of a small size."""
+    arena = contenders.Arena(cluster, BOOKINGS)
+    arena.prepare()
+    yield arena
+    arena.drop()
+
+
+@pytest.fixture(scope="module")
+def measured(arena):
+    """One repetition."""
+    progress = []
+    measures, outcome = contenders.measure(arena, 0, None, lambda name, found: progress.append(name))
+    return measures, outcome, progress
+
+
+def test_every_contender_has_its_turn_and_all_leave_the_same_behind(measured):
+    unused, outcome, progress = measured
+    assert set(progress) == set(contenders.CONTENDERS)
+    assert outcome["new_bookings"][0] == BOOKINGS
+    assert any("new_bookings_customerId_fkey" in line for line in outcome["indexes and constraints"])
+
+
+def test_the_measures_fill_every_table_of_the_report(measured):
+    measures, *unused = measured
+    assert min(measures.values()) >= 0 and measures["client rows/s"] > 0
+    assert 10 < measures["memory"] < results.MEMORY_LIMIT_MB
+    text = report.as_text({BOOKINGS: results.medians([measures])})
+    assert "nan" not in text and "new_bookings" in text
+
+
+def test_the_next_repetition_begins_with_another_contender(arena, measured, monkeypatch):
+    unused, outcome, first = measured
+    order = []
+    quick = {name: ((lambda arena, database: {}), complete) for name, (function, complete) in contenders.CONTENDERS.items()}
+    monkeypatch.setattr(contenders, "CONTENDERS", quick)
+    contenders.measure(arena, 1, outcome, lambda name, found: order.append(name))
+    assert order == [*first[1:], first[0]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        ('UPDATE new_bookings SET message = \'x\' WHERE id = (SELECT min(id) FROM new_bookings)', "new_bookings"),
+        ('DROP INDEX "new_bookings_status_createdAt_idx"', "indexes and constraints"),
+        ('ALTER TABLE new_bookings DROP CONSTRAINT "new_bookings_studioId_fkey"', "indexes and constraints"),
+    ],
+)
+def test_a_contender_that_does_less_is_not_compared(arena, monkeypatch, damage, where):
+    def careless(arena, database):
+        measures = contenders.by_hand_deferred(arena, database)
+        with contextlib.closing(arena.cluster.connect(database)) as connection, connection.cursor() as cursor:
+            cursor.execute(damage)
+        return measures
+
+    monkeypatch.setattr(contenders, "CONTENDERS", {"honest": (contenders.by_hand_deferred, True), "careless": (careless, True)})
+    with pytest.raises(contenders.BenchError, match=f"'careless' left other results .*{where}"):
+        contenders.measure(arena, 0, None, lambda name, found: None)
+
+
+def test_a_module_that_fails_is_reported_with_its_words(arena):
+    with pytest.raises(contenders.BenchError, match=r"does_not_exist"):
+        contenders.run_module(arena.cluster, "does_not_exist")
