@@ -1,0 +1,295 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The whole way on a copy restored from the proven backup, timed: what the real run is going to do, and how long it is going to take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any, Callable, Iterator
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping, _prisma, _rehearsal_copy, _scratch
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import Backup, explaining, utc, write_json
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema, read_schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import ending_in_order
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect, describe, psycopg2
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import compare_rows
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_writes import Writes
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import Restore, choose_backup, describe_backup
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Verification, verify_database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
+
+FORECAST = "rehearsal.json"
+FORECAST_VERSION = 1
+#: The phase of the copy from which on the legacy tables are locked against writes, until its transaction ends.
+_FIRST_LOCKED_PHASE = "lock the legacy tables"
+_SHOWN = 5
+
+
+def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Rehearse the migration of a database unless it is finished.
+
+    Args:
+        parameters: module parameters: connection options, policies and those of the module unified_user_rehearsal.
+        check_mode: look at everything that would stop the restore, and only say what would be done.
+
+    Returns:
+        What the module returns.
+
+    Raises:
+        UnifiedUserError: names the step of the rehearsal that failed. The real database was not written to.
+    """
+    live = connect(parameters)
+    try:
+        finished = _journal.describe(live)["finished"]
+    finally:
+        live.close()
+    if finished:
+        return {"changed": False, "planned": False, "finished": True}
+    backup = choose_backup({**parameters, "state": "restored", "require_proof": True})
+    return {"finished": False, **Rehearsal(parameters, backup, check_mode).run()}
+
+
+class Rehearsal:
+    """One rehearsal.
+
+    Args:
+        parameters: as for `rehearse`.
+        backup: a proven backup.
+        check_mode: only look.
+    """
+
+    def __init__(self, parameters: dict[str, Any], backup: Backup, check_mode: bool) -> None:
+        self._parameters = parameters
+        self._backup = backup
+        self._check_mode = check_mode
+        self._live = parameters["login_db"]
+        self._restore = Restore({**parameters, "state": "restored"}, backup, check_mode, _rehearsal_copy.PURPOSE)
+        self.target = self._restore.target
+        self._mapping = parse_mapping(parameters["mapping"])
+        self._durations: dict[str, int] = {}
+        self._unified = [self._mapping.table(name) for name in _mapping.UNIFIED_TABLES]
+
+    def run(self) -> dict[str, Any]:
+        """Restore, go the way there and back, write the forecast beside the backup, and drop the copy whatever happens.
+
+        Raises:
+            UnifiedUserError: as `rehearse`.
+        """
+        if self.target == self._live:
+            raise UnifiedUserError(
+                f"rehearse in database {self.target}", "it is the real one", "Set rehearsal_database to the name of a database that does not exist"
+            )
+        started = time.monotonic()
+        admin = connect(self._parameters, self._parameters["maintenance_db"])
+        try:
+            # The restore holds the plain name only as long as it lasts.
+            _scratch.hold_name(admin, f"{self.target} (rehearsal)")
+            return self._run(started)
+        finally:
+            admin.close()
+
+    def _run(self, started: float) -> dict[str, Any]:
+        result: dict[str, Any] = {"changed": True, "planned": self._check_mode, "target": self.target, "kept": False}
+        if self._check_mode:
+            _prisma.read_migrations(self._parameters["migrations_path"])
+            restored = self._restore.run()
+            return {**result, "backup": describe_backup(self._backup), "dropped_leftover": restored["dropped_leftover"]}
+        try:
+            with ending_in_order():
+                restored = self._timed("restore", self._restore.run)
+                found = self._go_the_way()
+        except BaseException:
+            # The first error must stay the one shown; the next run finds the mark and drops the copy.
+            with contextlib.suppress(UnifiedUserError, psycopg2.Error):
+                self._put_away()
+            raise
+        kept = self._put_away()
+        forecast = self._forecast(found)
+        path = os.path.join(self._backup.path, FORECAST)
+        with explaining(f"write {path}"):
+            write_json(path, forecast)
+        return {
+            **result,
+            "kept": kept,
+            "dropped_leftover": restored["dropped_leftover"],
+            "backup": describe_backup(self._backup),
+            "forecast": forecast,
+            "forecast_path": path,
+            "duration_ms": round((time.monotonic() - started) * 1000),
+        }
+
+    def _put_away(self) -> bool:
+        """Drop the copy unless it is to be kept; return whether it is kept."""
+        if not self._parameters["keep"]:
+            _rehearsal_copy.drop_copy(self._parameters, self.target)
+        return self._parameters["keep"]
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Say of a failure in the block which step of the rehearsal it was, and that nothing real was touched."""
+        try:
+            yield
+        except (UnifiedUserError, psycopg2.Error) as error:
+            look = f"look at {self.target}, which was kept" if self._parameters["keep"] else "set rehearsal_keep: true to look at the copy"
+            raise UnifiedUserError(
+                f"rehearse {name} in {self.target}",
+                str(error) if isinstance(error, UnifiedUserError) else describe(error),
+                f"Database {self._live} was not touched: put the cause right ({look}), then run the same command again",
+                **{**getattr(error, "details", {}), "step": name, "changed": False},
+            ) from error
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[Database]:
+        """Open a session on the copy for one step, whose failures are explained."""
+        with self._explained(name), contextlib.closing(_rehearsal_copy.open_copy(self._parameters, self.target)) as database:
+            yield database
+
+    def _timed(self, name: str, function: Callable[[], Any]) -> Any:
+        """Call what makes up a step of the real run, and keep how long it took."""
+        started = time.monotonic()
+        result = function()
+        duration = round((time.monotonic() - started) * 1000)
+        self._durations[name] = result.get("duration_ms", duration) if isinstance(result, dict) else duration
+        return result
+
+    def _go_the_way(self) -> dict[str, Any]:
+        """Schema, writes as before, copy, proof, writes as afterwards, proof, and back; return what the forecast needs."""
+        migrations = self._deploy_schema()
+        with contextlib.closing(_rehearsal_copy.open_copy(self._parameters, self.target)) as database:
+            with self._explained("application-style writes on the legacy side"):
+                schema = read_schema(database, self._parameters["schema"], self._mapping)
+                schema.require()
+                before = _rehearsal_copy.measure_others(database, schema)[0]
+                writes = Writes(database, schema, self._parameters["email_match"], self._live)
+                names = writes.write_legacy()
+                written = _rehearsal_copy.measure_others(database, schema)[0]
+                self._require_added(schema, before, written, writes.rows_added)
+            with self._step("data_migration") as session:
+                copied = self._timed("data_migration", self._copier(session).run)
+            with self._step("verification") as session:
+                verified = self._timed("verification", lambda: self._verify(session))
+                writes.require_carried()
+            names += self._write_unified(writes)
+            with self._step("rollback") as session:
+                undone = self._timed("rollback", self._copier(session).undo)
+                self._require_back(session, schema, written, writes)
+        return {"migrations": migrations, "copied": copied, "checks": len(verified.checks), "removed": undone["counts"], "writes": names}
+
+    def _deploy_schema(self) -> list[dict[str, str]]:
+        """Apply all pending migrations, and require that nothing but the unified tables is another one afterwards."""
+        path, schema = self._parameters["migrations_path"], self._parameters["schema"]
+        options = _prisma.Options(
+            path=path,
+            schema=schema,
+            lock_timeout=self._parameters["lock_timeout"],
+            lock_retry_seconds=self._parameters["lock_retry_seconds"],
+            unified_model=self._mapping,
+        )
+        with self._step("schema_deploy") as database:
+            before = _rehearsal_copy.Catalogue(database, schema, self._unified)
+            done = self._timed(
+                "schema_deploy", lambda: deploy(database, options, lambda: _rehearsal_copy.open_copy(self._parameters, self.target), False)
+            )
+            changes = before.changes(_rehearsal_copy.Catalogue(database, schema, self._unified))
+            if changes:
+                self._refuse("change objects outside the unified tables", [f"{e['kind']} {e['name']} ({e['problem']})" for e in changes], changes)
+            measured, left_out = _rehearsal_copy.measure_others(database, read_schema(database, schema, self._mapping))
+            wanted = [table for table in self._backup.manifest["tables"] if table["name"] not in left_out]
+            rows = [table["name"] for table in compare_rows(wanted, measured) if table["differing"]]
+            if rows:
+                self._refuse("change rows outside the unified tables", [f"table {name}" for name in rows], rows)
+        by_name = {migration.name: migration.checksum for migration in _prisma.read_migrations(path)}
+        return [{"name": name, "checksum": by_name[name]} for name in done["applied"]]
+
+    def _refuse(self, deed: str, things: list[str], changes: list[Any]) -> None:
+        more = len(things) - _SHOWN
+        raise UnifiedUserError(
+            "accept the pending migrations",
+            f"they {deed}: {', '.join(things[:_SHOWN])}" + (f", and {more} more" if more > 0 else ""),
+            "Deploy what does that with a release of the application of its own, before or after the migration of the users",
+            outside_changes=changes,
+        )
+
+    def _copier(self, database: Database) -> AtomicCopy:
+        return AtomicCopy(database, Options.from_parameters(self._parameters))
+
+    def _verify(self, database: Database, cutover_at: str | None = None) -> Verification:
+        names = ("schema", "mapping", "sample_size", "mask_pii")
+        return verify_database(
+            database, policies=Policies.from_parameters(self._parameters), cutover_at=cutover_at,
+            **{name: self._parameters[name] for name in names},
+        ).require()
+
+    def _write_unified(self, writes: Writes) -> list[str]:
+        """Write as the application does after cut-over, and require that verification knows these rows for what they are."""
+        with self._step("application-style writes on the unified side") as session:
+            moment = session.value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS')")
+            names = writes.write_unified()
+            totals = self._verify(session, moment).totals
+            if not totals["born_after_cutover"] or not totals["changed_since_cutover"]:
+                raise UnifiedUserError(
+                    "tell rows of after cut-over from others", "verification saw none of the rows just written",
+                    "Report this with the versions of the collection and of the server",
+                )
+        return names
+
+    @staticmethod
+    def _require_added(schema: Schema, before: list[dict[str, Any]], written: list[dict[str, Any]], added: dict[str, int]) -> None:
+        """Raise unless the legacy writes changed as many rows as they mean to, and no other table."""
+        touched = {schema[name].name: count for name, count in added.items() if count}
+        for table in compare_rows(before, written):
+            more = next((count for name, count in touched.items() if table["name"] in _spellings(schema.name, name)), 0)
+            if table["actual"] is None or table["expected"] is None or table["actual"] - table["expected"] != more or table["differing"] != bool(more):
+                raise UnifiedUserError(
+                    "write on the legacy side as the application does",
+                    f"table {table['name']} has {table['actual']} rows after {table['expected']}, with {more} written"
+                    if not table["differing"] or table["problem"] == "rows" else f"table {table['name']} changed with them",
+                    "Look for triggers or rules on the legacy tables",
+                )
+
+    @staticmethod
+    def _require_back(database: Database, schema: Schema, written: list[dict[str, Any]], writes: Writes) -> None:
+        """Raise unless the legacy side is what it was after the writes, and the unified side is empty."""
+        problems = [
+            f"table {table['name']} is not what it was" for table in compare_rows(written, _rehearsal_copy.measure_others(database, schema)[0])
+            if table["differing"]
+        ]
+        problems += [
+            f"table {schema[name].name} is not empty" for name in _mapping.FILLED
+            if database.value(schema.compose("SELECT EXISTS (SELECT FROM {table})", table=name))
+        ]
+        if problems:
+            raise UnifiedUserError("go back", "; ".join(problems[:_SHOWN]), "Look for triggers between the unified and the legacy tables")
+        writes.require_kept()
+
+    def _forecast(self, found: dict[str, Any]) -> dict[str, Any]:
+        phases = found["copied"]["phases"]
+        first = next(index for index, phase in enumerate(phases) if phase["name"] == _FIRST_LOCKED_PHASE)
+        return {
+            "forecast_version": FORECAST_VERSION,
+            "rehearsed_at": utc(time.time()),
+            "collection_version": COLLECTION_VERSION,
+            "database": self._live,
+            "backup": {name: self._backup.manifest[name] for name in ("sha256", "snapshot_time")},
+            "server": self._backup.manifest["server"],
+            "migrations": found["migrations"],
+            "counts": found["copied"]["counts"],
+            "checks": found["checks"],
+            "removed_by_rollback": found["removed"],
+            "writes": found["writes"],
+            "steps_ms": self._durations,
+            "phases": phases,
+            "longest_lock_ms": sum(phase["duration_ms"] for phase in phases[first:]),
+        }
+
+
+def _spellings(schema: str, table: str) -> set[str]:
+    """Return how the server may spell a table's qualified name: each part quoted or not."""
+    quoted = [(name, '"' + name.replace('"', '""') + '"') for name in (schema, table)]
+    return {f"{left}.{right}" for left in quoted[0] for right in quoted[1]}

@@ -1,0 +1,170 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The copy that a rehearsal works on: telling it from the real database, measuring it, and dropping it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping, _scratch
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import (
+    compare_catalogues,
+    fix_text_form,
+    list_tables,
+    measure_rows,
+    read_catalogue,
+)
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import HISTORY_TABLE
+
+#: What the mark of such a copy says that it is for.
+PURPOSE = "rehearsal"
+
+_WHERE_AM_I = """
+SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS comment
+FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()
+"""
+
+#: Everything that belongs to the unified tables, spelt as the catalogue spells it. A type belongs to them when no other table uses it.
+_BELONGINGS = """
+WITH t AS (
+    SELECT c.oid, c.relname, n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p')
+)
+SELECT 'table' AS kind, format('%%I.%%I', t.nspname, t.relname) AS name FROM t
+UNION ALL
+SELECT 'column', format('%%I.%%I.%%I', t.nspname, t.relname, a.attname)
+FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT 'index', format('%%I.%%I', n.nspname, c.relname)
+FROM t JOIN pg_index AS i ON i.indrelid = t.oid JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+UNION ALL
+SELECT 'constraint', format('%%s.%%I', t.oid::regclass, k.conname) FROM t JOIN pg_constraint AS k ON k.conrelid = t.oid
+UNION ALL
+SELECT 'trigger', format('%%s.%%I', t.oid::regclass, g.tgname) FROM t JOIN pg_trigger AS g ON g.tgrelid = t.oid
+UNION ALL
+SELECT 'policy', format('%%s.%%I', t.oid::regclass, p.polname) FROM t JOIN pg_policy AS p ON p.polrelid = t.oid
+UNION ALL
+SELECT 'rule', format('%%s.%%I', t.oid::regclass, r.rulename) FROM t JOIN pg_rewrite AS r ON r.ev_class = t.oid
+UNION ALL
+SELECT 'sequence', format('%%I.%%I', n.nspname, s.relname)
+FROM t JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.deptype IN ('a', 'i')
+JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace AS n ON n.oid = s.relnamespace
+UNION ALL
+SELECT 'type', format('%%I.%%I', n.nspname, y.typname)
+FROM pg_type AS y JOIN pg_namespace AS n ON n.oid = y.typnamespace
+WHERE EXISTS (SELECT FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid WHERE a.atttypid IN (y.oid, y.typarray))
+      AND NOT EXISTS (SELECT FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
+                      WHERE a.atttypid IN (y.oid, y.typarray) AND NOT EXISTS (SELECT FROM t WHERE t.oid = c.oid))
+"""
+
+
+def require_copy(database: Database, original: str) -> None:
+    """Raise unless a session is on a complete copy that a rehearsal of this database made.
+
+    The server is asked where the session really is: ``connect_params`` may name a database of their own.
+
+    Args:
+        database: an open session.
+        original: the real database's name.
+
+    Raises:
+        UnifiedUserError: it is any other database; nothing was written.
+    """
+    found = database.row(_WHERE_AM_I)
+    mark = _scratch.parse_mark(found["comment"])
+    wanted = {"purpose": PURPOSE, "progress": "complete", "database": original}
+    if found["name"] == original or any(mark.get(name) != value for name, value in wanted.items()):
+        raise UnifiedUserError(
+            f"rehearse in database {found['name']}",
+            f"it is not a copy of {original} that a rehearsal restored, so nothing was written",
+            "Take dbname out of unified_user_connect_params and set rehearsal_database to the name of a database that does not exist",
+        )
+
+
+def open_copy(parameters: dict[str, Any], name: str) -> Database:
+    """Open a session on the copy, and refuse whatever is not one.
+
+    Args:
+        parameters: module parameters; ``login_db`` is the real database.
+        name: the copy's name.
+
+    Raises:
+        UnifiedUserError: as `require_copy`, or no session is to be had.
+    """
+    database = connect(parameters, name)
+    try:
+        require_copy(database, parameters["login_db"])
+        database.execute("SET TIME ZONE 'UTC'")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def drop_copy(parameters: dict[str, Any], name: str) -> bool:
+    """Drop the copy, whatever a run has left of it; return whether there was one.
+
+    Raises:
+        UnifiedUserError: no session is to be had, or the server refuses to drop it.
+    """
+    admin = connect(parameters, parameters["maintenance_db"])
+    try:
+        mark = _scratch.look_up(admin, name).mark
+        ours = mark.get("purpose") == PURPOSE and mark.get("database") == parameters["login_db"]
+        if ours:
+            _scratch.drop(admin, name)
+        return ours
+    finally:
+        admin.close()
+
+
+def measure_others(database: Database, schema: Schema) -> tuple[list[dict[str, Any]], list[str]]:
+    """Count and sum the rows of every table but the unified ones, the journal's and Prisma's history.
+
+    Returns:
+        What `measure_rows` gives, and the names of the tables left out.
+    """
+    apart = {schema[name].name for name in _mapping.UNIFIED_TABLES} | {HISTORY_TABLE}
+    with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+        fix_text_form(database)
+        tables = list_tables(database)
+        kept = [
+            table for table in tables
+            if table["schema"] != _journal.SCHEMA and not (table["schema"] == schema.name and table["table"] in apart)
+        ]
+        left_out = [table["name"] for table in tables if table not in kept]
+        return measure_rows(database, kept), left_out
+
+
+class Catalogue:
+    """The catalogue of a copy at one moment, and what of it belongs to the unified tables or to the journal.
+
+    Args:
+        database: an open session without a transaction.
+        schema: the database schema of the application's tables.
+        tables: actual names of the unified tables; they need not exist.
+    """
+
+    def __init__(self, database: Database, schema: str, tables: list[str]) -> None:
+        with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+            fix_text_form(database)
+            self.objects = read_catalogue(database)
+            rows = database.rows(_BELONGINGS, {"schema": schema, "tables": tables})
+        self.belongings = {(row["kind"], row["name"]) for row in rows}
+
+    def changes(self, later: Catalogue) -> list[dict[str, str]]:
+        """List what is another one later, was added or is gone, outside the unified tables and the journal.
+
+        Returns:
+            Dicts of kind, name, problem (``added``, ``gone`` or ``altered``).
+        """
+        words = {"unexpected": "added", "missing": "gone", "different": "altered"}
+        belongings = self.belongings | later.belongings
+        return [
+            {**entry, "problem": words[entry["problem"]]}
+            for entry in compare_catalogues(self.objects, later.objects)
+            if (entry["kind"], entry["name"]) not in belongings and entry["name"].split(".")[0] != _journal.SCHEMA
+        ]
