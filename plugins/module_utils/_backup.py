@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import (
     DUMP_NAMES,
+    GLOBALS,
     MANIFEST,
     MANIFEST_VERSION,
     Workplace,
@@ -22,6 +23,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_file
     utc,
     write_json,
 )
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_globals import dump_globals, find_globals_program
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
     Child,
     Program,
@@ -134,6 +136,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             "system_identifier": _system_identifier(database),
         }
         program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
+        find_globals_program(program)
         _check_disk(options, properties)
         result = {
             "changed": True,
@@ -161,12 +164,23 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             "snapshot_time": manifest["snapshot_time"],
             "tables": [{"name": table["name"], "rows": table["rows"]} for table in manifest["tables"]],
             "rows": sum(table["rows"] for table in manifest["tables"]),
+            "globals": manifest["globals"],
+            "warnings": _warnings(manifest["globals"]),
             "removed_leftovers": workplace.leftovers,
             "duration_ms": manifest["duration_ms"],
             "executed_queries": database.executed_queries,
         }
     finally:
         database.close()
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    if found["included"]:
+        return []
+    return [
+        f"The backup holds no roles: {found['reason']}. This server needs none from it; to restore on another one, make the roles there "
+        "first, or back up as a role that may read them."
+    ]
 
 
 def _system_identifier(database: Database) -> str | None:
@@ -203,7 +217,7 @@ def _fill(
     """Make the dump and the manifest in the workplace and return the manifest."""
     contents = _dump(workplace, database, parameters, options, program, properties["name"])
     files = list_files(workplace.path, DUMP_NAMES[options.format])
-    size = sum(file["size"] for file in files)
+    size = sum(file["size"] for file in files if file["name"] != GLOBALS)
     if size < options.minimum_bytes:
         raise UnifiedUserError(
             f"accept the dump of database {properties['name']}",
@@ -262,6 +276,9 @@ def _dump(
             with running(program, arguments, environment, [workplace.descriptor]) as child:
                 contents["tables"] = measure_rows(database, tables, lambda: _stop_if_failed(child, action))
                 _stop_if_complained(child, action)
+        contents["globals"] = dump_globals(
+            find_globals_program(program), workplace.path, name, parameters.get("session_role"), environment, [workplace.descriptor]
+        )
     except psycopg2.Error as error:
         raise UnifiedUserError(action, describe(error), _next_step(str(error))) from error
     finally:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A backup on disk: one directory with the dump, its manifest, and the proof that this very dump was restored.
 
-``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``manifest.json`` and, once proven, ``proof.json``. While it
+``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``. While it
 is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
 """
 
@@ -24,6 +24,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors impo
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PROOF = "proof.json"
+#: Roles and their settings as SQL, where the role that made the backup could read them.
+GLOBALS = "globals.sql"
 #: Format of pg_dump -> where the dump lies in the backup's directory.
 DUMP_NAMES = {"directory": "dump", "custom": "database.dump"}
 
@@ -83,11 +85,15 @@ def sha256_of_files(files: list[dict[str, Any]]) -> str:
 
 
 def list_files(directory: str, dump: str) -> list[dict[str, Any]]:
-    """Describe every file of a dump: name relative to the backup's directory, size in bytes, sha256. Sorted by name."""
-    path = os.path.join(directory, dump)
-    paths = [path]
-    if os.path.isdir(path):
-        paths = [os.path.join(parent, name) for parent, _folders, names in os.walk(path) for name in names]
+    """Describe every file of a backup, the dump and what may lie beside it: name relative to the backup's directory, size in
+    bytes, sha256. Sorted by name.
+    """
+    paths = []
+    for path in (os.path.join(directory, name) for name in (dump, GLOBALS)):
+        if os.path.isdir(path):
+            paths += [os.path.join(parent, name) for parent, _folders, names in os.walk(path) for name in names]
+        elif os.path.exists(path):
+            paths.append(path)
     return [
         {"name": os.path.relpath(file, directory), "size": os.path.getsize(file), "sha256": sha256_of_file(file)}
         for file in sorted(paths)
@@ -321,7 +327,7 @@ class Backup:
         """
         expected = {file["name"]: file for file in self.manifest["files"]}
         with explaining(f"read backup {self.path}"):
-            found = list_files(self.path, DUMP_NAMES[self.manifest["format"]]) if os.path.exists(self.dump_path) else []
+            found = list_files(self.path, DUMP_NAMES[self.manifest["format"]])
         present = {file["name"]: file for file in found}
         problems = [f"{name} is not in the manifest" for name in sorted({*present} - {*expected})]
         for name, want in expected.items():

@@ -179,7 +179,12 @@ def write_service_file(path: str, keywords: dict[str, str]) -> dict[str, str]:
 
 def database_argument(name: str) -> str:
     """Return the ``--dbname`` argument for a database of any name, also one with an equals sign or a quote."""
-    return "--dbname=" + psycopg2.extensions.make_dsn(dbname=name)
+    return "--dbname=" + database_keywords(name)
+
+
+def database_keywords(name: str) -> str:
+    """Return a database's name as libpq takes it wherever it would read an equals sign in a bare name as a keyword's."""
+    return psycopg2.extensions.make_dsn(dbname=name)
 
 
 def explain(stderr: str, secrets: Sequence[str]) -> str:

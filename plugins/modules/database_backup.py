@@ -13,6 +13,8 @@ description:
   - Dumps O(login_db) with C(pg_dump) into a new directory C(<database>-<UTC time>) below O(directory).
   - Row counts and content sums of every table and the catalogue are taken in the dump's own snapshot and written into
     C(manifest.json) beside the dump, with the sha256 of every file. So the proof holds while the application goes on writing.
+  - Roles, their memberships and settings lie beside it as C(globals.sql), without passwords. They are for a restore on another
+    server, with C(psql --file). Where the role may not read them, the manifest and a warning say so.
   - The directory gets its name when everything in it is complete. Whatever goes wrong, nothing is left that looks like a backup;
     what a killed run leaves is hidden, and the next run removes it.
   - Every call takes a new backup.
@@ -67,7 +69,7 @@ options:
     default: 30
   bin_dir:
     description:
-      - The directory of C(pg_dump). It must not be older than the server.
+      - The directory of C(pg_dump) and C(pg_dumpall). They must not be older than the server.
       - If not given, C(PATH) and the directories that packages use are searched for one of the server's major, else the next newer one.
     type: path
 notes:
@@ -107,11 +109,11 @@ manifest:
   returned: not in check mode
   type: str
 sha256:
-  description: Digest over the sha256 of every file of the dump.
+  description: Digest over the sha256 of every file of the backup.
   returned: not in check mode
   type: str
 size_bytes:
-  description: Size of the dump.
+  description: Size of the dump, in bytes.
   returned: not in check mode
   type: int
 snapshot_time:
@@ -124,6 +126,11 @@ tables:
   type: list
   elements: dict
   sample: [{name: public.bookings, rows: 312}]
+globals:
+  description: Whether C(globals.sql) is part of the backup, and why not.
+  returned: not in check mode
+  type: dict
+  sample: {included: true, reason: null}
 rows:
   description: Rows of all tables together.
   returned: not in check mode

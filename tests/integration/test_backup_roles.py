@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from psycopg2 import sql
 
 from tests.module_process import connection_options
 from tests.playbook_process import inventory, run_playbook
@@ -15,22 +19,20 @@ from tests.playbook_process import inventory, run_playbook
 
 @pytest.fixture
 def prove(cluster, legacy_reference_database, tmp_path):
-    """Runs both roles: prove(*arguments, variable=value); returns what each recorded, by its name."""
+    """Runs roles, both if not told which: prove(*arguments, variable=value); returns what each recorded, by its name."""
     facts, playbook = tmp_path / "facts.json", tmp_path / "prove.yml"
-    roles = [
-        {"name": f"Run {role}", "ansible.builtin.import_role": {"name": f"rnltlabs.unified_user.{role}"}} for role in ("backup", "restore_test")
-    ]
     record = {
         "name": "Keep what the roles told",
         "ansible.builtin.copy": {"content": "{{ unified_user_steps }}", "dest": str(facts)},
         "check_mode": False,
         "changed_when": False,
     }
-    playbook.write_text(yaml.safe_dump([{"name": "Prove", "hosts": "database", "gather_facts": False, "tasks": [*roles, record]}]))
     connection = {f"unified_user_{name}": value for name, value in connection_options(cluster, legacy_reference_database).items()}
     places = {"backup_directory": str(tmp_path / "backups"), "backup_bin_dir": str(Path(cluster.bin("pg_dump")).parent)}
 
-    def run(*arguments, **variables):
+    def run(*arguments, roles=("backup", "restore_test"), **variables):
+        tasks = [{"name": f"Run {role}", "ansible.builtin.import_role": {"name": f"rnltlabs.unified_user.{role}"}} for role in roles]
+        playbook.write_text(yaml.safe_dump([{"name": "Prove", "hosts": "database", "gather_facts": False, "tasks": [*tasks, record]}]))
         hosts = inventory(tmp_path, {**connection, **places, "backup_minimum_bytes": 10000, **variables})
         done = run_playbook(playbook, hosts, *arguments)
         assert done.returncode == 0, done.stdout
@@ -55,3 +57,24 @@ def test_older_backups_go_after_the_proof_of_the_new_one(prove, tmp_path):
     assert [entry["path"] for entry in third["restore_test"]["data"]["removed"]] == [str(paths[1]), str(paths[0])]
     (left,) = (tmp_path / "backups").iterdir()
     assert str(left) == third["backup"]["data"]["path"] and (left / "proof.json").exists()
+
+
+@pytest.fixture
+def roles_hidden(cluster, legacy_reference_database):
+    """A role that may read every table of the database, and not who is a member of what. Without pg_roles nothing is dumped at all."""
+    reader = f"roles_hidden_{os.getpid()}"
+    with contextlib.closing(Database(cluster.connect(legacy_reference_database))) as session:
+        session.execute(sql.SQL("CREATE ROLE {0} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {0}").format(sql.Identifier(reader)))
+        session.execute("REVOKE SELECT ON pg_catalog.pg_auth_members FROM PUBLIC")
+        yield reader
+        session.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(reader)))
+
+
+@pytest.mark.one_major
+def test_a_role_that_may_not_read_roles_is_told_so(prove, roles_hidden):
+    told = prove(roles=["backup"], unified_user_login_user=roles_hidden)["backup"]
+    assert told["data"]["globals"] == {"included": False, "reason": "permission denied for table pg_auth_members"}
+    assert told["detail"].endswith(", without roles: permission denied for table pg_auth_members")
+    path = Path(told["data"]["path"])
+    assert json.loads((path / "manifest.json").read_text())["globals"] == told["data"]["globals"]
+    assert not (path / "globals.sql").exists()
