@@ -37,8 +37,8 @@ integration: setup ## run the tests against every PostgreSQL major
 molecule: setup ## run the scenario on containers with systemd
 	@$(PY) tools/run_tests.py --stage molecule
 
-bench: setup ## measure the transformation against its references
-	@$(PY) tools/bench
+bench: setup ## measure the copy against its references (BENCH_SIZES="30000 300000 3000000")
+	@$(PY) tools/bench $(if $(BENCH_SIZES),--sizes $(BENCH_SIZES)) $(if $(BENCH_REPETITIONS),--repetitions $(BENCH_REPETITIONS)) $(BENCH_OPTIONS)
 
 changelog: setup ## rewrite CHANGELOG.rst from changelogs/fragments
 	@$(PY) tools/changelog.py
