@@ -40,6 +40,8 @@ SESSION = "SET LOCAL jit = off; SET LOCAL work_mem = '256MB'; SET LOCAL maintena
 COPIED = ("studio_owners", "customers", "accounts", "sessions", "bookings", "_CustomerFavorites")
 MOMENTS = ("grantedAt", "invitedAt", "acceptedAt")
 CLIENT_SAMPLE = 3000
+#: What the kernel counts processor time in, seconds; less cannot be told from nothing.
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 #: Ends the names of measures that are processor time.
 PROCESSOR = " (processor)"
 
@@ -106,7 +108,7 @@ class Stopwatch:
         # Counted are processes that have ended, and a session's process outlives its connection a little.
         while _children(postmaster) - processes:
             time.sleep(0.01)
-        self.seconds[f"{name}{PROCESSOR}"] = _processor_seconds(postmaster) - started
+        self.seconds[f"{name}{PROCESSOR}"] = max(_processor_seconds(postmaster) - started, TICK)
 
 
 def _children(pid: str) -> set[str]:
@@ -117,7 +119,7 @@ def _processor_seconds(pid: str) -> float:
     """What a process's ended children have computed, parallel workers of a server included (Linux only)."""
     fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
     user, system = fields[13:15]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return (int(user) + int(system)) * TICK
 
 
 def _script(name: str) -> str:
@@ -186,7 +188,7 @@ def module(arena: Arena, database: str) -> dict[str, float]:
             measures[name] = work(connection)
     measures.update(stopwatch.seconds)
     # Verification inside the transaction computes what the one afterwards does.
-    copied = measures[f"module{PROCESSOR}"] - measures[f"verify{PROCESSOR}"]
+    copied = max(measures[f"module{PROCESSOR}"] - measures[f"verify{PROCESSOR}"], TICK)
     return {**measures, f"module without verification{PROCESSOR}": copied}
 
 
