@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_compression import (
+    Compression,
+    check_level,
+    choose_compression,
+)
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import (
     DUMP_NAMES,
     GLOBALS,
@@ -70,7 +75,7 @@ _ADVICE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class BackupOptions:
     """What decides how a backup is taken.
 
@@ -78,7 +83,8 @@ class BackupOptions:
         directory: where backups are kept.
         format: ``directory`` or ``custom``; ``plain`` is refused.
         jobs: parallel workers of the directory format.
-        compression_level: of gzip, 0 to 9.
+        compression: ``gzip``, ``lz4``, ``zstd``, or ``auto`` for the best that pg_dump can.
+        compression_level: as the method counts; 1 is the fastest of each, 0 is none (gzip and auto only).
         minimum_bytes: a smaller dump is a failure.
         required_bytes: free disk to ask for; None for the size of the database.
         lock_wait_timeout: how long to wait for a table that is locked exclusively, in seconds.
@@ -88,6 +94,7 @@ class BackupOptions:
     directory: str
     format: str
     jobs: int
+    compression: str
     compression_level: int
     minimum_bytes: int
     required_bytes: int | None
@@ -101,10 +108,9 @@ class BackupOptions:
                 "pg_restore cannot read a plain SQL dump, so nobody could prove it or go back with it",
                 "Set format to directory or custom; pg_restore --file turns either into SQL whenever it is wanted",
             )
-        if self.jobs < 1 or not 0 <= self.compression_level <= 9:
-            raise UnifiedUserError(
-                "take a backup", "jobs must be at least 1 and compression_level between 0 and 9", "Correct these options"
-            )
+        if self.jobs < 1:
+            raise UnifiedUserError("take a backup", f"jobs is {self.jobs}", "Set it to at least 1")
+        check_level(self.compression, self.compression_level)
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any]) -> BackupOptions:
@@ -137,6 +143,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         }
         program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
         find_globals_program(program)
+        compression = choose_compression(program, options.compression, options.compression_level)
         _check_disk(options, properties)
         result = {
             "changed": True,
@@ -144,6 +151,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             "database": properties["name"],
             "server_version": server["version"],
             "client_version": program.version,
+            "compression": dataclasses.asdict(compression),
         }
         if check_mode:
             path = os.path.join(os.path.abspath(options.directory), planned_name(properties["name"]))
@@ -151,7 +159,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         with ending_in_order(), explaining(f"write a backup below {options.directory}"):
             workplace = Workplace(options.directory, properties["name"])
             try:
-                manifest = _fill(workplace, database, parameters, options, program, properties, server, started)
+                manifest = _fill(workplace, database, parameters, options, compression, program, properties, server, started)
                 path = workplace.publish()
             finally:
                 workplace.close()
@@ -209,13 +217,14 @@ def _fill(
     database: Database,
     parameters: dict[str, Any],
     options: BackupOptions,
+    compression: Compression,
     program: Program,
     properties: dict[str, Any],
     server: dict[str, Any],
     started: float,
 ) -> dict[str, Any]:
     """Make the dump and the manifest in the workplace and return the manifest."""
-    contents = _dump(workplace, database, parameters, options, program, properties["name"])
+    contents = _dump(workplace, database, parameters, options, compression, program, properties["name"])
     files = list_files(workplace.path, DUMP_NAMES[options.format])
     size = sum(file["size"] for file in files if file["name"] != GLOBALS)
     if size < options.minimum_bytes:
@@ -233,6 +242,7 @@ def _fill(
         "server": server,
         "client_version": program.version,
         "format": options.format,
+        "compression": dataclasses.asdict(compression),
         **contents,
         "files": files,
         "sha256": sha256_of_files(files),
@@ -249,6 +259,7 @@ def _dump(
     database: Database,
     parameters: dict[str, Any],
     options: BackupOptions,
+    compression: Compression,
     program: Program,
     name: str,
 ) -> dict[str, Any]:
@@ -272,7 +283,8 @@ def _dump(
                 "sequences": read_sequences(database),
                 "catalogue": read_catalogue(database),
             }
-            arguments = _arguments(options, parameters, snapshot["id"], os.path.join(workplace.path, DUMP_NAMES[options.format]))
+            target = os.path.join(workplace.path, DUMP_NAMES[options.format])
+            arguments = _arguments(options, compression, parameters, snapshot["id"], target)
             with running(program, arguments, environment, [workplace.descriptor]) as child:
                 contents["tables"] = measure_rows(database, tables, lambda: _stop_if_failed(child, action))
                 _stop_if_complained(child, action)
@@ -288,11 +300,13 @@ def _dump(
     return contents
 
 
-def _arguments(options: BackupOptions, parameters: dict[str, Any], snapshot: str, target: str) -> list[str]:
+def _arguments(
+    options: BackupOptions, compression: Compression, parameters: dict[str, Any], snapshot: str, target: str
+) -> list[str]:
     arguments = [
         f"--format={options.format}",
         f"--snapshot={snapshot}",
-        f"--compress={options.compression_level}",
+        compression.argument,
         f"--lock-wait-timeout={int(options.lock_wait_timeout * 1000)}",
         f"--file={target}",
         "--no-password",

@@ -41,6 +41,7 @@ _SHOWN = 5
 _ADVICE = (
     ("No space left", "Free disk space on the database server, then run the same command again"),
     ("unrecognized configuration parameter", "Install the client package of the server's own major or set bin_dir to it"),
+    ("not support compression", "Install a pg_restore that was built with the compression of this backup or set bin_dir to it"),
     ("unsupported version", "Install a newer client package or set bin_dir to it"),
     ("must be superuser", "Connect as a superuser: the dump holds objects that only one may create"),
     ("must be able to SET ROLE", "Connect as a superuser or as a member of the roles that own the objects"),

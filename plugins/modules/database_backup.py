@@ -47,9 +47,18 @@ options:
       - How many workers dump with O(format=directory). Each takes a connection of its own.
     type: int
     default: 2
+  compression:
+    description:
+      - How C(pg_dump) compresses. V(lz4) and V(zstd) need one of PostgreSQL 16 or later that was built with it, and a
+        C(pg_restore) that was built with it wherever the backup is to be restored.
+      - V(auto) takes the first of V(zstd), V(lz4) and V(gzip) that this C(pg_dump) can.
+    type: str
+    default: gzip
+    choices: [auto, gzip, lz4, zstd]
   compression_level:
     description:
-      - Level of gzip, from 0 for none to 9.
+      - Level of the compression, from 1, the fastest, to 9 (V(gzip)), 12 (V(lz4)) or 22 (V(zstd)).
+      - V(0) is none at all, with O(compression=gzip) and O(compression=auto) only.
     type: int
     default: 1
   minimum_bytes:
@@ -144,6 +153,11 @@ server_version:
   description: Version of the server.
   returned: success
   type: str
+compression:
+  description: What the dump is compressed with, or would be.
+  returned: success
+  type: dict
+  sample: {method: zstd, level: 1}
 client_version:
   description: Version of C(pg_dump).
   returned: success
@@ -170,6 +184,7 @@ def main() -> None:
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
             "format": {"type": "str", "default": "directory", "choices": ["directory", "custom", "plain"]},
             "jobs": {"type": "int", "default": 2},
+            "compression": {"type": "str", "default": "gzip", "choices": ["auto", "gzip", "lz4", "zstd"]},
             "compression_level": {"type": "int", "default": 1},
             "minimum_bytes": {"type": "int", "default": 1},
             "required_bytes": {"type": "int"},
