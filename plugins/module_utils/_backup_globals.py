@@ -17,7 +17,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_prog
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
-_NOT_ALLOWED = re.compile(r"permission denied for (?:view|table|relation|function|schema) \S+")
+_NOT_ALLOWED = re.compile(r"permission denied for (?:view|table|relation|function|schema) [^\s;]+")
 
 
 def find_globals_program(dump_program: Program) -> Program:
