@@ -314,14 +314,30 @@ def test_an_application_without_studios_or_customers_is_rehearsed_too(cluster, l
 # --- the playbook ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_major
-def test_the_playbook_shows_the_forecast_and_changes_nothing_once_migrated(stage):
+def hosts_of(stage: Stage) -> Path:
+    """An inventory of the stage, with the release on the controller."""
     variables = {
         **{f"unified_user_{key}": value for key, value in stage.connection.items()},
         "backup_directory": stage.files["directory"], "backup_bin_dir": stage.files["bin_dir"], "backup_minimum_bytes": 1000,
-        "schema_deploy_migrations_source": str(stage.migrations),
+        "schema_deploy_migrations_source": str(stage.migrations), "report_path": str(stage.folder / "report.json"),
     }
-    hosts, playbook = inventory(stage.folder, variables), ROOT / "playbooks" / "rehearse.yml"
+    return inventory(stage.folder, variables)
+
+
+@pytest.mark.one_major
+def test_a_rehearsal_that_fails_stops_the_migration(stage):
+    stage.add_migration("CREATE TABLE news (id TEXT PRIMARY KEY);")
+    before = stage.contents()
+    done = run_playbook(ROOT / "playbooks" / "migrate.yml", hosts_of(stage))
+    assert done.returncode != 0 and "table public.news (added)" in done.stdout, done.stdout
+    assert stage.contents() == before and stage.databases() == [""]
+    report = json.loads((stage.folder / "report.json").read_text())
+    assert report["not_done"] == ["rehearsal", "schema_deploy", "data_migration", "verification"]
+
+
+@pytest.mark.one_major
+def test_the_playbook_shows_the_forecast_and_changes_nothing_once_migrated(stage):
+    hosts, playbook = hosts_of(stage), ROOT / "playbooks" / "rehearse.yml"
     done = run_playbook(playbook, hosts, "--check")
     assert done.returncode == 0 and stage.databases() == [""], done.stdout
 
