@@ -35,6 +35,7 @@ DEBIAN_DIRECTORY = Path("/usr/lib/postgresql")
 SERVER_USERS = ("postgres", "nobody")
 SUPERUSER = "postgres"
 HOMES = {"disk": ROOT / ".cache" / "postgresql", "memory": ROOT / ".cache" / "postgresql-memory"}
+HOME_PREFIX = "unified_user-"
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 2 * 1024**3
 SOCKET_PATH_LIMIT = 107
@@ -145,7 +146,9 @@ def _home(in_memory: bool = False) -> Path:
             link.unlink()
         if not link.is_dir():
             if in_memory or not _can(identity, "x", link.parent):
-                link.symlink_to(tempfile.mkdtemp(prefix="unified_user-", dir=MEMORY if in_memory else _roomy_temporary_directory()))
+                parent = MEMORY if in_memory else Path(_roomy_temporary_directory())
+                _sweep_homes(parent)
+                link.symlink_to(tempfile.mkdtemp(prefix=HOME_PREFIX, dir=parent))
                 link.chmod(0o711)
             else:
                 _make_directory(link, 0o711)
@@ -155,6 +158,18 @@ def _home(in_memory: bool = False) -> Path:
                 f"Failed to find a place for PostgreSQL's data: the server's user cannot enter {link.resolve()}. Remove it and try again."
             )
         return link.resolve()
+
+
+def _sweep_homes(parent: Path) -> None:
+    """Removes our homes whose checkout was deleted without `make clean`; one with a live server stays."""
+    for home in parent.glob(f"{HOME_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if home.is_symlink() or home.stat().st_uid != os.geteuid():
+                continue
+            checkout = Path((home / "checkout").read_text())
+            running = any(_postmaster_pid(data) for data in home.glob("clusters/*/data"))
+            if checkout.is_absolute() and not checkout.exists() and not running:
+                shutil.rmtree(home)
 
 
 def _memory_has_room() -> bool:

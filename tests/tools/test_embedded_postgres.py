@@ -222,6 +222,18 @@ def test_closed_checkout_moves_binaries_and_data_to_where_the_server_gets(tmp_pa
     assert not home.exists()
 
 
+def test_home_of_a_deleted_checkout_is_swept_and_no_other(tmp_path):
+    there = tmp_path / "there"
+    homes = {name: tmp_path / f"unified_user-{name}" for name in ("deleted", "there", "unknown")}
+    for home in (*homes.values(), there, tmp_path / "other"):
+        (home / "clusters").mkdir(parents=True)
+    (homes["deleted"] / "checkout").write_text(str(tmp_path / "gone"))
+    (homes["there"] / "checkout").write_text(str(there))
+    (tmp_path / "other" / "checkout").write_text(str(tmp_path / "gone"))
+    embedded_postgres._sweep_homes(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "there", "unified_user-there", "unified_user-unknown"]
+
+
 @pytest.mark.one_major
 def test_long_temporary_directory_still_gives_a_short_socket(tmp_path, monkeypatch, major):
     long = tmp_path / ("x" * 90)
