@@ -93,8 +93,9 @@ class Database:
             modes: transaction modes after BEGIN, e.g. ``"ISOLATION LEVEL REPEATABLE READ, READ ONLY"``. The default is said
                 out loud: where the database defaults to more, a snapshot from before a lock would hide what the lock waited for.
         """
-        self.execute(f"BEGIN {modes}")
         try:
+            # Inside: a signal that arrives just after it must not leave the transaction open.
+            self.execute(f"BEGIN {modes}")
             yield self
         except BaseException:
             # After a lost connection there is nothing to roll back: the server has done it.

@@ -112,8 +112,9 @@ def drop_copy(parameters: dict[str, Any], name: str) -> bool:
     """
     admin = connect(parameters, parameters["maintenance_db"])
     try:
-        mark = _scratch.look_up(admin, name).mark
-        ours = mark.get("purpose") == PURPOSE and mark.get("database") == parameters["login_db"]
+        found = _scratch.look_up(admin, name)
+        # Unborn is what a signal left between its creation and its mark, as empty as template0.
+        ours = found.unborn or (found.mark.get("purpose") == PURPOSE and found.mark.get("database") == parameters["login_db"])
         if ours:
             _scratch.drop(admin, name)
         return ours
