@@ -61,7 +61,7 @@ def test_older_backups_go_after_the_proof_of_the_new_one(prove, tmp_path):
 
 @pytest.mark.one_major
 def test_an_old_backup_that_is_named_survives_its_test(prove):
-    first, second = (Path(prove()["backup"]["data"]["path"]) for _ in range(2))
+    first, second = (Path(prove()["backup"]["data"]["path"]) for unused in range(2))
     told = prove(roles=["restore_test"], restore_test_backup=str(first), backup_keep_count=1)["restore_test"]
     assert told["data"]["backup"]["path"] == str(first) and "removed" not in told["data"]
     assert first.exists() and second.exists()

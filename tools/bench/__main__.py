@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measures the transformation side by side with its references, on one server, in one run; `make bench` calls it.
 
 Writes .cache/bench/results.json and .cache/bench/performance.png and prints the tables. Exit status 1: a target is missed.
