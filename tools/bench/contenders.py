@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -296,7 +297,10 @@ def floor_and_clients(arena: Arena, database: str) -> dict[str, float]:
 
 def _guide_client(cluster, database: str) -> float:
     """Rows per second of the migration guide's way: Prisma Client in one transaction. Of a sample."""
-    generated = prisma_cli.PrismaCli(cluster, database).run("generate")
+    installation = prisma_cli.install()
+    # The generator looks for its packages from the schema on upwards, and would install what it does not find there.
+    schema = shutil.copytree(prisma_cli.PRISMA_DIRECTORY, installation / "bench", dirs_exist_ok=True)
+    generated = prisma_cli.PrismaCli(cluster, database, schema).run("generate")
     if generated.returncode:
         raise BenchError(f"Prisma Client could not be generated: {generated.stdout[-2000:]}")
     environment = {
@@ -304,7 +308,7 @@ def _guide_client(cluster, database: str) -> float:
         "PGPASSWORD": cluster.password, "PGDATABASE": database, "SAMPLE": str(CLIENT_SAMPLE),
     }  # fmt: skip
     done = subprocess.run(
-        ["node", str(GUIDE_CLIENT)], cwd=prisma_cli.install(), env=environment, capture_output=True, text=True, timeout=600, check=False
+        ["node", str(GUIDE_CLIENT)], cwd=installation, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     if done.returncode:
         raise BenchError(f"The guide's client failed: {done.stderr[-2000:]}")
