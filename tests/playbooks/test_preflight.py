@@ -65,7 +65,7 @@ def test_stops_at_blockers_after_showing_everything(play, record):
     assert "Set unified_user_duplicate_identities: merge" in output.partition("Failed to pass preflight")[2]
     assert "t***@example.org" in output and "twin@example.org" not in output.lower()
     (step,) = steps
-    assert step["step"] == "preflight" and step["result"] == "failed" and step["detail"].startswith("1 blockers")
+    assert step["step"] == "preflight" and step["result"] == "failed" and step["detail"].startswith("blockers: 1, warnings: ")
 
 
 def test_playbook_passes_once_the_blocker_is_decided(play, record):
