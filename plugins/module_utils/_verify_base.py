@@ -11,19 +11,33 @@ from dataclasses import dataclass, field
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column, Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import PEOPLE, Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import (
-    comma,
     compose,
     derived_id,
     identity_key,
     is_usable,
     masked_email,
 )
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import constant_default, typed
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import constant_default
 
 #: The source table of guests in the identity map.
 GUEST = "bookings"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Rows that a table must hold, by where they come from.
+
+    Attributes:
+        values: actual column -> composed value; None where it cannot be known.
+        source: composed FROM clause, with all that follows it.
+        unknown: actual column -> composed condition that its value cannot be known after all.
+    """
+
+    values: dict[str, object]
+    source: object
+    unknown: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,24 +49,50 @@ class Image:
         table: composed name of the table that must hold them.
         key: actual columns that tell its rows apart.
         columns: the columns to compare, by actual name.
-        parts: composed SELECTs of these columns, under their actual names; together they give each row once.
+        parts: the rows, by the name of the part; all branches together give each row once.
         label: composed expression over ``k``, a row with the key columns, that names a row in a sample.
+        ctes: composed SELECTs that the branches' sources refer to, by name.
         ignored: columns that are not compared where no legacy row gives them a value, as their defaults are computed.
-        unknown: of these, the columns that some rows give a value; with the column of ``parts`` that is true where none does.
-        born: composed condition over ``a``, the row there is, that it was born after cut-over; None when it never can be.
-        changed: composed condition over ``e`` and ``a`` that the row there is was changed after cut-over; or None.
+        born: composed condition over ``a0``, the row there is, that it was born after cut-over; None when it never can be.
+        updated: the column that says when a row was changed last, if there is a cut-over.
+        cutover_at: composed time from which on such a change is no difference; or None.
     """
 
     name: str
     table: object
     key: tuple[str, ...]
     columns: dict[str, Column]
-    parts: list
+    parts: dict[str, list[Branch]]
     label: object
+    ctes: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
     born: object = None
-    changed: object = None
+    updated: str | None = None
+    cutover_at: object = None
+
+    @property
+    def flagged(self) -> list[str]:
+        """The ignored columns that some rows are given a value for all the same."""
+        return [name for name in self.ignored if name in self.columns]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one statement counts.
+
+    Attributes:
+        groups: parts of images. Those of one group are row by row the same people and have the same sources, so that they are
+            counted together; groups follow each other and share the ``ctes``.
+        ctes: composed SELECTs by name, materialized.
+    """
+
+    groups: list[list[tuple[Image, str]]]
+    ctes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The checks that lean on it."""
+        return [image.name for group in self.groups for image, _part in group]
 
 
 class Derivation:
@@ -131,6 +171,13 @@ class Derivation:
             key=self.key(table, alias), name=sql.Literal(table), p=sql.SQL(alias),
         )
 
+    def several(self):
+        """Select the keys that more than one owner or customer has, as ``identity_key``."""
+        keys = [self.of(table, "SELECT {key} AS identity_key FROM {.} AS p", key=self.key(table, "p")) for table in PEOPLE]
+        return compose(
+            "SELECT k.identity_key FROM ({keys}) AS k GROUP BY k.identity_key HAVING count(*) > 1", {"keys": sql.SQL(" UNION ALL ").join(keys)}
+        )
+
     def carries_all(self) -> bool:
         """Return whether credentials are carried whether verified or not."""
         return self.policies.join_credentials == "all"
@@ -157,12 +204,18 @@ class Derivation:
         """Return the id of the guest of a key."""
         return derived_id(sql.Literal("guest:"), key)
 
-    def mapped(self, table: str, alias: str, reference):
-        """Join the map's row of a legacy person that a column refers to."""
-        return self.of(
-            table, " LEFT JOIN {map} AS {m} ON {m}.source_table = {name} AND {m}.source_id = {reference}",
-            m=sql.SQL(alias), name=sql.Literal(table), reference=reference,
+    def user_of(self, table: str, reference):
+        """Return the user of a legacy person that a column refers to, and the join this needs.
+
+        Most people keep their id: only the map's few rows that lead elsewhere are joined.
+        """
+        join = self.of(
+            table,
+            " LEFT JOIN (SELECT i.source_id, i.user_id FROM {map} AS i WHERE i.source_table = {name} AND i.user_id <> i.source_id) AS moved"
+            " ON moved.source_id = {reference}",
+            name=sql.Literal(table), reference=reference,
         )
+        return compose("coalesce(moved.user_id, {reference})", {"reference": reference}), join
 
     def map_label(self, alias: str):
         """Return the expression that names a row of the identity map; a guest's source id is his e-mail."""
@@ -187,33 +240,40 @@ class Derivation:
             values: the values, composed.
             sources: FROM clauses; together they give each row once.
         """
-        ignored, columns, select = [], {}, []
+        ignored, columns, known = [], {}, {}
         for column_name, column in self.schema[table].columns.items():
             value = values.get(column_name) or constant_default(column)
-            if value is None:
-                if not column.generated:
-                    ignored.append(column_name)
-                continue
-            columns[column_name] = column
-            select.append(compose("{value} AS {name}", {"value": typed(column, value), "name": sql.Identifier(column_name)}))
-        parts = [compose("SELECT {values} {source}", {"values": comma(select), "source": source}) for source in sources]
-        return self.image(name, table, columns, parts, ignored)
+            if value is not None:
+                columns[column_name], known[column_name] = column, value
+            elif not column.generated:
+                ignored.append(column_name)
+        return self.image(name, table, columns, {"rows": [Branch(known, source) for source in sources]}, ignored)
 
-    def image(self, name: str, table: str, columns: dict[str, Column], parts: list, ignored: list[str]) -> Image:
+    def image(self, name: str, table: str, columns: dict[str, Column], parts: dict[str, list[Branch]], ignored: list[str], ctes=None) -> Image:
         """Return the image of an application's table."""
-        keys = ("A", "B") if table == "_UserFavorites" else ("id",)
-        actual = tuple(self.schema[table].names[key] for key in keys)
+        names = self.schema[table].names
+        key = ("A", "B") if table == "_UserFavorites" else ("id",)
+        actual = tuple(names[column] for column in key)
         label = sql.SQL(" || ' ' || ").join([compose("k.{c}::text", {"c": sql.Identifier(column)}) for column in actual])
-        return Image(name, self.schema.table(table), actual, columns, parts, label, ignored, {}, self._born(table), self._changed(table))
+        changes = self.cutover_at is not None and "updatedAt" in names
+        return Image(
+            name, self.schema.table(table), actual, columns, parts, label, ctes or {}, ignored, self._born(table),
+            names["updatedAt"] if changes else None, self._cutover(table, "updatedAt") if changes else None,
+        )
 
     # Cut-over
 
+    def _cutover(self, table: str, column: str):
+        """Return the time of the cut-over in the type of a column."""
+        relation = self.schema[table]
+        return compose(
+            "CAST({at} AS {type})", {"at": sql.Literal(self.cutover_at), "type": sql.SQL(relation.columns[relation.names[column]].type)}
+        )
+
     def since(self, table: str, column: str, alias: str):
         """Return the condition that a time of a row is not before cut-over."""
-        relation = self.schema[table]
-        return self.of(
-            table, "{a}.{column} >= CAST({at} AS {type})", a=sql.SQL(alias), column=sql.Identifier(relation.names[column]),
-            at=sql.Literal(self.cutover_at), type=sql.SQL(relation.columns[relation.names[column]].type),
+        return compose(
+            "{a}.{column} >= {at}", {"a": sql.SQL(alias), "column": self.schema.column(table, column), "at": self._cutover(table, column)}
         )
 
     def _born(self, table: str):
@@ -222,15 +282,9 @@ class Derivation:
             return None
         own = next((name for name in ("createdAt", "grantedAt", "invitedAt") if name in self.schema[table].names), None)
         if own == "createdAt":
-            return self.since(table, own, "a")
+            return self.since(table, own, "a0")
         user = "B" if table == "_UserFavorites" else "userId"
         return self.of(
-            table, "({own} OR EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = a.{user} AND {born}))",
-            own=self.since(table, own, "a") if own else sql.SQL("FALSE"), user=self.schema.column(table, user), born=self.since("users", "createdAt", "u"),
+            table, "({own} OR EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = a0.{user} AND {born}))",
+            own=self.since(table, own, "a0") if own else sql.SQL("FALSE"), user=self.schema.column(table, user), born=self.since("users", "createdAt", "u"),
         )
-
-    def _changed(self, table: str):
-        """Return the condition that a row was changed after cut-over, while its source is older."""
-        if self.cutover_at is None or "updatedAt" not in self.schema[table].names:
-            return None
-        return compose("({there} AND NOT {here})", {"there": self.since(table, "updatedAt", "a"), "here": self.since(table, "updatedAt", "e")})

@@ -8,9 +8,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import GRANTED_BY, PEOPLE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose, derived_id
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import GUEST, Branch, Derivation, Image, Look
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import shared_columns
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import TEXT
+
+#: That a row of the map bears its user's id. The planner guesses that two columns are never equal, and of a function that half are.
+_BEARS = "coalesce(i.source_id = i.user_id, FALSE)"
 
 _JSONB = Column("", "jsonb", "jsonb", "U", True, None, False, False)
 
@@ -26,17 +29,31 @@ class Belongings:
         self.derivation = derivation
         self.schema = derivation.schema
 
-    def _first_of(self, same: str):
-        """Select the map's rows without those that another row of one user precedes.
+    def _held(self):
+        """Select user and source table of each table that a user has rows in, once.
 
-        Args:
-            same: what makes two rows repeat each other, as a condition over ``x`` and ``i``.
+        A row that bears its user's id is the only one of its table that does. The others are few: those that lead elsewhere.
         """
         return self.derivation.of(
             "users",
-            'SELECT i.* FROM {map} AS i WHERE NOT EXISTS (SELECT FROM {map} AS x WHERE {same}'
-            ' AND (x.source_table COLLATE "C", x.source_id COLLATE "C") < (i.source_table COLLATE "C", i.source_id COLLATE "C"))',
-            same=sql.SQL(same),
+            "SELECT i.user_id, i.source_table FROM {map} AS i WHERE {bears} OR i.source_table = {guest}"
+            " UNION ALL SELECT DISTINCT i.user_id, i.source_table FROM {map} AS i WHERE i.source_id <> i.user_id AND i.source_table <> {guest}"
+            " AND NOT EXISTS (SELECT FROM {map} AS x WHERE x.source_id = i.user_id AND x.user_id = i.user_id AND x.source_table = i.source_table)",
+            bears=sql.SQL(_BEARS),
+        )
+
+    def _of_key(self):
+        """Select each identity key once, with its user: by the row that bears the user's id, by the owner's if two do."""
+        # Nobody bears the id of a customer who got a derived one.
+        derived = derived_id(sql.Literal("customer:"), sql.SQL("i.source_id"))
+        rekeyed = self.derivation.policies.id_collisions == "rekey"
+        return self.derivation.of(
+            "users",
+            "SELECT i.identity_key, i.user_id FROM {map} AS i WHERE ({bears} OR i.source_table = {guest}{rekeyed})"
+            " AND NOT EXISTS (SELECT FROM {map} AS x WHERE x.source_table = {owners} AND i.source_table = {customers}"
+            " AND x.source_id = i.source_id AND x.user_id = i.user_id)",
+            bears=sql.SQL(_BEARS), owners=sql.Literal("studio_owners"), customers=sql.Literal("customers"),
+            rekeyed=compose(" OR i.user_id = {derived}", {"derived": derived}) if rekeyed else sql.SQL(""),
         )
 
     def role_assignments(self) -> Image:
@@ -49,23 +66,21 @@ class Belongings:
         }
         source = compose(
             "FROM (SELECT f.user_id, CASE f.source_table WHEN 'studio_owners' THEN {studio_owners} WHEN 'customers' THEN {customers} ELSE {guest} END AS role"
-            " FROM ({first}) AS f) AS r",
-            {**{name: sql.Literal(role) for name, role in roles.items()}, "first": self._first_of("x.user_id = i.user_id AND x.source_table = i.source_table")},
+            " FROM ({held}) AS f) AS r",
+            {**{name: sql.Literal(role) for name, role in roles.items()}, "held": self._held()},
         )
         return self.derivation.made("role_assignments", "user_role_assignments", values, source)
 
     def ownerships(self) -> Image:
         """One for each studio with an owner."""
         studio, at = self.schema.compose("s.{studios.id}"), sql.Literal(self.derivation.started_at)
+        user, join = self.derivation.user_of("studio_owners", self.schema.compose("s.{studios.ownerId}"))
         values = {
-            "id": derived_id(sql.Literal("ownership:"), sql.SQL("m.user_id"), sql.Literal(":"), studio),
-            "userId": sql.SQL("m.user_id"), "studioId": studio, "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
+            "id": derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio),
+            "userId": user, "studioId": studio, "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
             "invitedBy": sql.Literal(GRANTED_BY), "invitedAt": at, "acceptedAt": at,
         }
-        source = self.derivation.of(
-            "studios", "FROM {.} AS s{mapped} WHERE s.{.ownerId} IS NOT NULL",
-            mapped=self.derivation.mapped("studio_owners", "m", self.schema.compose("s.{studios.ownerId}")),
-        )
+        source = self.derivation.of("studios", "FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL", join=join)
         return self.derivation.made("ownerships", "studio_ownership", values, source)
 
     def _row_copy(self, source: str, target: str, ruled: str) -> dict[str, object]:
@@ -82,10 +97,10 @@ class Belongings:
 
     def _credentials(self, source: str, target: str) -> Image:
         values = self._row_copy(source, target, "userId")
-        values[self.schema[target].names["userId"]] = sql.SQL("m.user_id")
+        user, join = self.derivation.user_of("studio_owners", self.schema.compose("p.{studio_owners.id}"))
+        values[self.schema[target].names["userId"]] = user
         owned = self.derivation.of(
-            source, "FROM {.} AS t JOIN {studio_owners} AS p ON p.{studio_owners.id} = t.{.userId}{mapped}",
-            mapped=self.derivation.mapped("studio_owners", "m", self.schema.compose("p.{studio_owners.id}")),
+            source, "FROM {.} AS t JOIN {studio_owners} AS p ON p.{studio_owners.id} = t.{.userId}{join}", join=join
         )
         if self.derivation.carries_all():
             return self.derivation.filled(source, target, values, owned)
@@ -100,34 +115,41 @@ class Belongings:
         """Every booking that names somebody, with his user: by customerId, else by e-mail."""
         values = self._row_copy("bookings", "new_bookings", "customerId")
         linked = self.schema.compose("t.{bookings.customerId}")
-        values[self.schema["new_bookings"].names["customerId"]] = compose("CASE WHEN {linked} IS NULL THEN k.user_id ELSE m.user_id END", {"linked": linked})
-        # The key is asked for only where it decides: a booking's customerId wins over his e-mail.
+        user, join = self.derivation.user_of("customers", linked)
+        # The key is asked for only where it decides: a booking's customerId wins over its e-mail.
+        values[self.schema["new_bookings"].names["customerId"]] = compose("coalesce({user}, k.user_id)", {"user": user})
         source = self.derivation.of(
             "bookings",
-            "FROM {.} AS t{mapped} LEFT JOIN ({first}) AS k ON k.identity_key = CASE WHEN {linked} IS NULL THEN {key} END WHERE NOT ({unresolvable})",
-            mapped=self.derivation.mapped("customers", "m", linked), first=self._first_of("x.identity_key = i.identity_key"), linked=linked,
+            "FROM {.} AS t{join} LEFT JOIN ({of_key}) AS k ON k.identity_key = CASE WHEN {linked} IS NULL THEN {key} END WHERE NOT ({unresolvable})",
+            join=join, of_key=self._of_key(), linked=linked,
             key=self.derivation.key("bookings", "t"), unresolvable=self.derivation.unresolvable("t"),
         )
         return self.derivation.filled("bookings", "new_bookings", values, source)
 
     def favourites(self) -> Image:
         """Every favourite, its columns swapped; what several rows of one identity share appears once."""
+        user, join = self.derivation.user_of("customers", self.schema.compose("f.{_CustomerFavorites.A}"))
         source = self.derivation.of(
-            "_CustomerFavorites", "FROM (SELECT DISTINCT f.{.B} AS studio, m.user_id FROM {.} AS f{mapped}) AS d",
-            mapped=self.derivation.mapped("customers", "m", self.schema.compose("f.{_CustomerFavorites.A}")),
+            "_CustomerFavorites", "FROM (SELECT DISTINCT f.{.B} AS studio, {user} AS person FROM {.} AS f{join}) AS d", user=user, join=join
         )
-        return self.derivation.made("favourites", "_UserFavorites", {"A": sql.SQL("d.studio"), "B": sql.SQL("d.user_id")}, source)
+        return self.derivation.made("favourites", "_UserFavorites", {"A": sql.SQL("d.studio"), "B": sql.SQL("d.person")}, source)
 
     def quarantine(self) -> Image:
         """Every booking that names nobody, kept whole."""
-        expected = self.derivation.of(
-            "bookings",
-            "SELECT {guest}::text AS source_table, t.{.id}::text AS source_id, 'unresolvable'::text AS reason, to_jsonb(t) AS \"row\""
-            " FROM {.} AS t WHERE {unresolvable}",
-            unresolvable=self.derivation.unresolvable("t"),
-        )
+        values = {
+            "source_table": sql.Literal(GUEST), "source_id": self.schema.compose("t.{bookings.id}"),
+            "reason": sql.SQL("'unresolvable'"), "row": sql.SQL("to_jsonb(t)"),
+        }
+        source = self.derivation.of("bookings", "FROM {.} AS t WHERE {unresolvable}", unresolvable=self.derivation.unresolvable("t"))
         columns = {**dict.fromkeys(("source_table", "source_id", "reason"), TEXT), "row": _JSONB}
         return Image(
-            "quarantine", sql.Identifier("unified_user_journal", "quarantine"), ("source_table", "source_id"), columns, [expected],
-            sql.SQL("k.source_table || ' ' || k.source_id"),
+            "quarantine", sql.Identifier("unified_user_journal", "quarantine"), ("source_table", "source_id"), columns,
+            {"rows": [Branch(values, source)]}, sql.SQL("k.source_table || ' ' || k.source_id"),
         )
+
+    def looks(self) -> list[Look]:
+        """Return what to count, table by table."""
+        images = (
+            self.role_assignments(), self.ownerships(), self.accounts(), self.sessions(), self.bookings(), self.favourites(), self.quarantine()
+        )
+        return [Look([[(image, "rows")]]) for image in images]

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Image
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import differs
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Image, Look
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import differs, typed
 
 MISSING = "missing"
 UNEXPECTED = "unexpected"
@@ -60,82 +60,152 @@ class Comparer:
     def __init__(self, database: Database, sample_size: int) -> None:
         self.database = database
         self.sample_size = sample_size
+        #: Rows that must be there, by image and part.
+        self.expected: dict[tuple[str, str], int] = {}
+        self._counted: dict[str, Counter] = {}
 
-    def compare(self, image: Image) -> Comparison:
-        """Compare every column of every row.
+    def count(self, look: Look) -> None:
+        """Count the rows of a look: those that must be there, those that are, and those that differ.
 
         Raises:
             psycopg2.Error: as the server reports it.
         """
-        counts = {"expected": 0, "found": 0, "different": 0, "changed_since": 0}
-        for part in image.parts:
-            for name, count in self.database.row(self.counting(image, part)).items():
-                counts[name] += count
+        for row in self.database.rows(self.counting(look)):
+            expected, *counts = row["counts"]
+            for image, part in look.groups[row["number"]]:
+                found, different, changed, *counts = counts
+                self.expected[image.name, part] = expected
+                counted = self._counted.setdefault(image.name, Counter())
+                counted.update(expected=expected, found=found, different=different, changed_since=changed)
+
+    def conclude(self, image: Image) -> Comparison:
+        """Say what the looks at an image have found, with samples of what differs.
+
+        Raises:
+            psycopg2.Error: as the server reports it.
+        """
+        counted = self._counted[image.name]
         actual = self.database.value(compose("SELECT count(*) FROM {table}", {"table": image.table}))
         born = 0
-        if image.born is not None and actual != counts["found"]:
+        if image.born is not None and actual != counted["found"]:
             born = self.database.value(self._listing(image, "SELECT count(*) FROM difference WHERE kind = 'born'"))
-        missing = counts["expected"] - counts["found"]
+        missing = counted["expected"] - counted["found"]
         # Two expected rows with one key find the same row: then fewer rows are there than were found.
-        unexpected = abs(actual - counts["found"] - born)
+        unexpected = abs(actual - counted["found"] - born)
         samples, columns = [], {}
-        if missing or unexpected or counts["different"]:
+        if missing or unexpected or counted["different"]:
             samples, columns = self._samples(image)
-        return Comparison(counts["expected"], actual, missing, unexpected, counts["different"], born, counts["changed_since"], samples, columns)
+        return Comparison(
+            counted["expected"], actual, missing, unexpected, counted["different"], born, counted["changed_since"], samples, columns
+        )
 
     @staticmethod
-    def _pair(image: Image, name: str, column: Column):
-        own = {"c": sql.Identifier(name)}
-        condition = differs(column, compose("e.{c}", own), compose("a.{c}", own))
-        if name in image.unknown:
-            return compose("(NOT e.{flag} AND {condition})", {"flag": sql.Identifier(image.unknown[name]), "condition": condition})
+    def _wanted(image: Image, name: str, index: int):
+        """Name an expected column: numbered, as actual names of two tables may be the same, and one is as long as a name may be."""
+        return sql.Identifier("e", f"{index} {list(image.columns).index(name)}")
+
+    def _pair(self, image: Image, name: str, index: int):
+        there = sql.Identifier(f"a{index}", name)
+        condition = differs(image.columns[name], self._wanted(image, name, index), there)
+        if name in image.flagged:
+            flag = sql.Identifier("e", f"{index} unknown {image.flagged.index(name)}")
+            return compose("(NOT {flag} AND {condition})", {"flag": flag, "condition": condition})
         return condition
 
-    def _parts(self, image: Image) -> dict[str, object]:
+    def _parts(self, image: Image, index: int = 0) -> dict[str, object]:
+        changed = sql.SQL("FALSE")
+        if image.updated:
+            changed = compose(
+                "({there} >= {at} AND {wanted} < {at})",
+                {"there": sql.Identifier(f"a{index}", image.updated), "wanted": self._wanted(image, image.updated, index), "at": image.cutover_at},
+            )
         return {
             "table": image.table,
-            "here": compose("a.{c}", {"c": sql.Identifier(image.key[0])}),
-            "wanted": compose("e.{c}", {"c": sql.Identifier(image.key[0])}),
-            "same": all_of(compose("a.{c} = e.{c}", {"c": sql.Identifier(name)}) for name in image.key),
-            "differs": sql.SQL(" OR ").join([self._pair(image, name, column) for name, column in image.columns.items()]),
-            "changed": image.changed or sql.SQL("FALSE"),
+            "a": sql.Identifier(f"a{index}"),
+            "here": sql.Identifier(f"a{index}", image.key[0]),
+            "wanted": self._wanted(image, image.key[0], index),
+            "same": all_of(compose("{a} = {e}", {"a": sql.Identifier(f"a{index}", key), "e": self._wanted(image, key, index)}) for key in image.key),
+            "differs": sql.SQL(" OR ").join([self._pair(image, name, index) for name in image.columns]),
+            "changed": changed,
             "born": image.born or sql.SQL("FALSE"),
         }
 
-    def counting(self, image: Image, part):
-        """Return the statement that counts one part of an image: its rows, those found, and those that differ."""
-        # The comparison stands in FILTER, never in WHERE, where equality misleads the planner's estimates.
-        return compose(
-            "SELECT count(*) AS expected, count({here}) AS found,"
-            " count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND NOT {changed}) AS different,"
-            " count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND {changed}) AS changed_since"
-            " FROM ({part}) AS e LEFT JOIN {table} AS a ON {same}",
-            {**self._parts(image), "part": part},
-        )
+    @staticmethod
+    def _expected(group: list[tuple[Image, str]]):
+        """Select the rows of parts that have the same sources, the columns of each image under their numbers."""
+        first, part = group[0]
+        selects = []
+        for number, branch in enumerate(first.parts[part]):
+            values = []
+            for index, (image, name) in enumerate(group):
+                own = image.parts[name][number]
+                for position, (column, kind) in enumerate(image.columns.items()):
+                    value = own.values[column] or sql.SQL("NULL")
+                    values.append(compose("{value} AS {name}", {"value": typed(kind, value), "name": sql.Identifier(f"{index} {position}")}))
+                for position, column in enumerate(image.flagged):
+                    unknown = own.unknown.get(column) or sql.SQL("TRUE" if own.values[column] is None else "FALSE")
+                    values.append(compose("{value} AS {name}", {"value": unknown, "name": sql.Identifier(f"{index} unknown {position}")}))
+            selects.append(compose("SELECT {values} {source}", {"values": comma(values), "source": branch.source}))
+        return sql.SQL(" UNION ALL ").join(selects)
+
+    @staticmethod
+    def _with(ctes: dict[str, object]):
+        named = [compose("{name} AS MATERIALIZED ({select})", {"name": sql.Identifier(name), "select": select}) for name, select in ctes.items()]
+        return compose("WITH {ctes} ", {"ctes": comma(named)}) if named else sql.SQL("")
+
+    def counting(self, look: Look):
+        """Return the statement that counts a look: for each group its number, its rows, and for each image those found and those that differ."""
+        selects = []
+        for number, group in enumerate(look.groups):
+            counts, joins = [sql.SQL("count(*)")], []
+            for index, (image, _part) in enumerate(group):
+                parts = self._parts(image, index)
+                # The comparison stands in FILTER, never in WHERE, where equality misleads the planner's estimates.
+                counts += [
+                    compose(count, parts)
+                    for count in (
+                        "count({here})", "count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND NOT {changed})",
+                        "count(*) FILTER (WHERE {here} IS NOT NULL AND ({differs}) AND {changed})",
+                    )
+                ]
+                joins.append(compose(" LEFT JOIN {table} AS {a} ON {same}", parts))
+            selects.append(
+                compose(
+                    "SELECT {number} AS number, ARRAY[{counts}] AS counts FROM ({expected}) AS e{joins}",
+                    {"number": sql.Literal(number), "counts": comma(counts), "expected": self._expected(group), "joins": sql.Composed(joins)},
+                )
+            )
+        return compose("{ctes}{selects}", {"ctes": self._with(look.ctes), "selects": sql.SQL(" UNION ALL ").join(selects)})
 
     def _listing(self, image: Image, question: str, **extra):
         names = [
             compose(
-                "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND ({differs}) THEN {name} END",
-                {**self._parts(image), "differs": self._pair(image, name, column), "name": sql.Literal(name)},
+                "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND {differs} THEN {name} END",
+                {**self._parts(image), "differs": compose("({c})", {"c": self._pair(image, name, 0)}), "name": sql.Literal(name)},
             )
-            for name, column in image.columns.items()
+            for name in image.columns
         ]
         difference = compose(
             "SELECT CASE WHEN {wanted} IS NULL AND {born} THEN 'born' WHEN {wanted} IS NULL THEN 'unexpected'"
             " WHEN {here} IS NULL THEN 'missing' WHEN {changed} THEN 'changed' ELSE 'different' END AS kind, {keys},"
-            " array_remove(ARRAY[{names}], NULL) AS names FROM ({expected}) AS e FULL JOIN {table} AS a ON {same}"
+            " array_remove(ARRAY[{names}], NULL) AS names FROM ({expected}) AS e FULL JOIN {table} AS {a} ON {same}"
             " WHERE {here} IS NULL OR {wanted} IS NULL OR {differs}",
             {
                 **self._parts(image),
-                "expected": sql.SQL(" UNION ALL ").join([compose("({part})", {"part": part}) for part in image.parts]),
-                "keys": comma(compose("coalesce(a.{c}, e.{c}) AS {c}", {"c": sql.Identifier(name)}) for name in image.key),
+                "expected": sql.SQL(" UNION ALL ").join([self._expected([(image, part)]) for part in image.parts]),
+                "keys": comma(
+                    compose(
+                        "coalesce({a}, {e}) AS {c}",
+                        {"a": sql.Identifier("a0", key), "e": self._wanted(image, key, 0), "c": sql.Identifier(key)},
+                    )
+                    for key in image.key
+                ),
                 "names": comma(names),
             },
         )
         return compose(
-            "WITH difference AS MATERIALIZED ({difference}) {question}",
-            {"difference": difference, "question": compose(question, {"label": image.label, **extra})},
+            "{ctes}{question}",
+            {"ctes": self._with({**image.ctes, "difference": difference}), "question": compose(question, {"label": image.label, **extra})},
         )
 
     def _samples(self, image: Image) -> tuple[list[str], dict[str, int]]:

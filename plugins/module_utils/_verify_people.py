@@ -8,13 +8,11 @@ they stand, from the few who are joined, each of whose values is picked for itse
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import CUSTOMER_ROLE, OWNER_ROLE, PEOPLE, USER_RULES
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, is_blank
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import GUEST, Branch, Derivation, Image, Look
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import constant_default, shared_columns, typed
 
 TEXT = Column("", "text", "text", "S", True, None, False, False)
@@ -45,7 +43,7 @@ class People:
         self.policies = derivation.policies
 
     def members(self, person_columns: dict[str, dict[str, str]] | None = None):
-        """Select the rows of joined identities: key, what decides their order, credentials, and further columns.
+        """Select the rows of joined identities, whose keys are in ``several``: what decides their order, credentials, and further columns.
 
         Args:
             person_columns: column of ``users`` -> legacy table -> column there.
@@ -64,9 +62,8 @@ class People:
                     'SELECT {key} AS "key of", {side} AS "side of", p.{.emailVerified} IS NULL AS "unverified of", p.{.id}::text AS "id of",'
                     ' {own} AS "own id of", p.{.email}::text AS "email of", p.{.password}::text AS "password of",'
                     ' p.{.emailVerified} AS "verified of", p.{.createdAt} AS "created of", p.{.updatedAt} AS "updated of"{further}'
-                    " FROM {.} AS p{join} WHERE {shared}",
+                    " FROM {.} AS p JOIN several ON several.identity_key = {key}{join}",
                     key=self.derivation.key(table, "p"), side=sql.Literal(side), own=own, join=join, further=sql.Composed(further),
-                    shared=self.derivation.shared(table, "p"),
                 )
             )
         return _rows(selects)
@@ -83,12 +80,10 @@ class People:
             ),
         )
 
-    def _alone(self, table: str, template: str, **parts):
-        """Fill a template about the owners or customers who share their key with nobody."""
-        own, join = self.derivation.own_id(table, "p")
+    def _alone(self, table: str):
+        """Return the FROM clause of the owners or customers ``p`` who share their key with nobody."""
         return self.derivation.of(
-            table, template + " FROM {.} AS p{join} WHERE NOT {shared}",
-            **{"own": own, "join": join, "key": self.derivation.key(table, "p"), "shared": self.derivation.shared(table, "p"), **parts},
+            table, "FROM {.} AS p{join} WHERE NOT {shared}", join=self.derivation.own_id(table, "p")[1], shared=self.derivation.shared(table, "p")
         )
 
     @staticmethod
@@ -102,29 +97,44 @@ class People:
             },
         )
 
+    def looks(self) -> list[Look]:
+        """Return what to count. Who is alone, and who is a guest, is in the map and in users row by row."""
+        mapped, users = self.identity_map(), self.users()
+        joined = {name: users.ctes[name] for name in ("several", "member")}
+        return [
+            Look([[(mapped, "alone"), (users, "alone")]]),
+            Look([[(mapped, "together")], [(users, "together")]], joined),
+            Look([[(mapped, "guests"), (users, "guests")]], {"nobody": users.ctes["nobody"]}),
+        ]
+
+    def _ctes(self, sources: dict[str, dict[str, str]]) -> dict[str, object]:
+        return {"several": self.derivation.several(), "member": self.members(sources), "nobody": self.guest_bookings()}
+
     def identity_map(self) -> Image:
         """Every owner and customer once, every guest once, each with his user."""
+        owners, customers = map(sql.Literal, PEOPLE)
+
+        def row(source_table, source_id, user_id, key) -> dict[str, object]:
+            return {"source_table": source_table, "source_id": source_id, "user_id": user_id, "identity_key": key}
+
         alone = [
-            self._alone(
-                table, "SELECT {name} AS source_table, p.{.id}::text AS source_id, {own}::text AS user_id, {key} AS identity_key", name=sql.Literal(table)
+            Branch(
+                row(sql.Literal(table), self.derivation.of(table, "p.{.id}"), self.derivation.own_id(table, "p")[0], self.derivation.key(table, "p")),
+                self._alone(table),
             )
             for table in PEOPLE
         ]
-        owners, customers = map(sql.Literal, PEOPLE)
-        together = compose(
-            "WITH member AS MATERIALIZED ({members}) SELECT CASE m.\"side of\" WHEN 0 THEN {owners} ELSE {customers} END AS source_table,"
-            ' m."id of" AS source_id, s.user_id, m."key of" AS identity_key FROM member AS m JOIN ({first}) AS s USING ("key of")',
-            {"members": self.members(), "owners": owners, "customers": customers, "first": self._first(sql.SQL('"own id of" AS user_id'))},
+        side = compose('CASE m."side of" WHEN 0 THEN {owners} ELSE {customers} END', {"owners": owners, "customers": customers})
+        together = Branch(
+            row(side, sql.SQL('m."id of"'), sql.SQL("s.user_id"), sql.SQL('m."key of"')),
+            compose('FROM member AS m JOIN ({first}) AS s USING ("key of")', {"first": self._first(sql.SQL('"own id of" AS user_id'))}),
         )
-        guests = self.derivation.of(
-            "bookings",
-            'SELECT {guest} AS source_table, g."key of" AS source_id, {id} AS user_id, g."key of" AS identity_key'
-            ' FROM ({bookings}) AS g GROUP BY g."key of"',
-            id=self.derivation.guest_id(sql.SQL('g."key of"')), bookings=self.guest_bookings(),
-        )
+        key = sql.SQL('span."key of"')
+        guests = Branch(row(sql.Literal(GUEST), key, self.derivation.guest_id(key), key), self._traces())
         columns = dict.fromkeys(("source_table", "source_id", "user_id", "identity_key"), TEXT)
         return Image(
-            "identity_map", self.derivation.map, ("source_table", "source_id"), columns, [_rows(alone), together, guests], self.derivation.map_label("k")
+            "identity_map", self.derivation.map, ("source_table", "source_id"), columns,
+            {"alone": alone, "together": [together], "guests": [guests]}, self.derivation.map_label("k"), self._ctes({}),
         )
 
     def users(self) -> Image:
@@ -134,45 +144,20 @@ class People:
         for table in PEOPLE:
             for name, source in shared_columns(self.schema[table], relation, USER_RULES).items():
                 sources.setdefault(name, {})[table] = source
+        # None where the default is computed: a row that nobody gives a value may hold any.
         defaults = {
             name: constant_default(column)
             for name, column in relation.columns.items()
             if relation.logical_name(name) not in USER_RULES and not column.generated
         }
         columns = {name: relation.columns[name] for name in [*(relation.names[rule] for rule in USER_RULES), *defaults]}
-        # Where no row gives a value and the default is computed, a flag beside the column says so.
-        unknown = {name: f"unknown {number}" for number, (name, default) in enumerate(defaults.items()) if default is None}
-
-        def select(values: dict[str, object]):
-            values = {name: sql.SQL("NULL") if value is None else value for name, value in self._flagged(values, unknown).items()}
-            return compose(
-                "SELECT {values}{flags}",
-                {
-                    "values": comma(
-                        compose("{value} AS {name}", {"value": typed(column, values[name]), "name": sql.Identifier(name)}) for name, column in columns.items()
-                    ),
-                    "flags": sql.Composed(
-                        compose(", {value} AS {name}", {"value": values[flag], "name": sql.Identifier(flag)}) for flag in unknown.values()
-                    ),
-                },
-            )
-
-        alone = [self._alone(table, "{select}", select=select(self._values_alone(table, sources, defaults))) for table in PEOPLE]
-        picks, values = self._picks(sources, defaults)
-        together = compose(
-            "WITH member AS MATERIALIZED ({members}) {select} {picks}", {"members": self.members(sources), "select": select(values), "picks": picks}
-        )
-        traces, values = self._traces(defaults)
-        guests = compose(
-            "WITH nobody AS MATERIALIZED ({bookings}) {select} {traces}", {"bookings": self.guest_bookings(), "select": select(values), "traces": traces}
-        )
-        image = self.derivation.image("users", "users", columns, [_rows(alone), together, guests], list(unknown))
-        return replace(image, unknown=unknown)
-
-    @staticmethod
-    def _flagged(values: dict[str, object], unknown: dict[str, str]) -> dict[str, object]:
-        """Add to the values the flags that tell where they are unknown."""
-        return {**{flag: sql.SQL("TRUE" if values[name] is None else "FALSE") for name, flag in unknown.items()}, **values}
+        parts = {
+            "alone": [Branch(self._values_alone(table, sources, defaults), self._alone(table)) for table in PEOPLE],
+            "together": [self._picks(sources, defaults)],
+            "guests": [Branch(self._values_of_guests(defaults), self._traces())],
+        }
+        computed = [name for name, default in defaults.items() if default is None]
+        return self.derivation.image("users", "users", columns, parts, computed, self._ctes(sources))
 
     def _ruled(self, primary_role, **values) -> dict[str, object]:
         """Name the values of the columns with a rule of their own as ``users`` does."""
@@ -192,8 +177,8 @@ class People:
             values[name] = compose("p.{c}", {"c": sql.Identifier(source)}) if source else default
         return values
 
-    def _picks(self, sources: dict[str, dict[str, str]], defaults: dict[str, object]):
-        """Joined identities: each value from the first row, in survivor order, that may give it. Returns FROM clause and values."""
+    def _picks(self, sources: dict[str, dict[str, str]], defaults: dict[str, object]) -> Branch:
+        """Joined identities: each value from the first row, in survivor order, that may give it."""
         carried = sql.SQL("TRUE" if self.derivation.carries_all() else 'NOT m."unverified of"')
         has = compose("({carried} AND NOT {blank})", {"carried": carried, "blank": is_blank(sql.SQL('m."password of"'))})
         password = compose('CASE WHEN {has} THEN m."password of" END AS value', {"has": has})
@@ -206,23 +191,26 @@ class People:
             emailVerified=sql.SQL("span.verified"), password=sql.SQL("kept.value"),
             createdAt=sql.SQL("span.created"), updatedAt=sql.SQL("span.updated"),
         )
+        unknown = {}
         for number, (name, default) in enumerate(defaults.items()):
             values[name] = default
             if name in sources:
                 column, own = self.schema["users"].columns[name], compose("m.{c}", {"c": sql.Identifier(name)})
                 blank = is_blank(own) if column.is_text else compose("{own} IS NULL", {"own": own})
                 sides = comma(sql.Literal(side) for side, table in enumerate(PEOPLE) if table in sources[name])
+                pick = sql.Identifier(f"pick{number}")
                 picks[f"pick{number}"] = self._first(
                     compose("{own} AS value", {"own": own}), blank, compose('m."side of" IN ({sides})', {"sides": sides})
                 )
                 # An identity without a row in any table that has the column is left with the default.
-                without = compose('{pick}."key of" IS NULL', {"pick": sql.Identifier(f"pick{number}")})
+                without = compose('{pick}."key of" IS NULL', {"pick": pick})
                 values[name] = compose(
                     "CASE WHEN {without} THEN {default} ELSE {pick}.value END",
-                    {"pick": sql.Identifier(f"pick{number}"), "without": without, "default": typed(column, default or sql.SQL("NULL"))},
+                    {"pick": pick, "without": without, "default": typed(column, default or sql.SQL("NULL"))},
                 )
-                values[f"unknown {number}"] = without
-        return compose(
+                if default is None:
+                    unknown[name] = without
+        source = compose(
             "FROM ({survivor}) AS survivor JOIN (SELECT \"key of\", min(\"verified of\") AS verified, min(\"created of\") AS created,"
             ' max("updated of") AS updated FROM member GROUP BY "key of") AS span USING ("key of"){picks}',
             {
@@ -232,10 +220,11 @@ class People:
                     for alias, select in picks.items()
                 ),
             },
-        ), values
+        )
+        return Branch(values, source, unknown)
 
-    def _traces(self, defaults: dict[str, object]):
-        """Guests: what their latest bookings say. Returns FROM clause and values."""
+    def _values_of_guests(self, defaults: dict[str, object]) -> dict[str, object]:
+        """Guests: what their latest bookings say."""
         names = self.schema["users"].names
         key, null = sql.SQL('span."key of"'), sql.SQL("NULL")
         email = sql.SQL("latest.value" if self.policies.email_match == "exact" else "btrim(latest.value)")
@@ -250,6 +239,10 @@ class People:
         }
         if "image" in names:
             values[names["image"]] = null
+        return values
+
+    def _traces(self):
+        """Return the FROM clause of guests: their bookings' span, their latest e-mail, name and phone."""
 
         def latest(column: str, where):
             return compose(
@@ -265,4 +258,4 @@ class People:
                 "email": latest("email", sql.SQL("TRUE")),
                 **{name: latest(name, compose("NOT {blank}", {"blank": is_blank(sql.SQL("b." + name))})) for name in ("name", "phone")},
             },
-        ), values
+        )

@@ -10,7 +10,6 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import PEOPLE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, masked_email
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import People
 
 #: Every reference inside the unified tables and from them to shared ones: table, column, table it points to.
 REFERENCES = (
@@ -28,12 +27,10 @@ REFERENCES = (
     ("audit_logs", "userId", "users"),
 )
 
-#: Tables counted as they are; the first of each pair is its name in the totals.
+#: Legacy tables and what the totals call the number of their rows.
 _COUNTED = {
     "owners": "studio_owners", "customers": "customers", "legacy_accounts": "accounts", "legacy_sessions": "sessions",
-    "legacy_bookings": "bookings", "legacy_favourites": "_CustomerFavorites", "users": "users", "role_assignments": "user_role_assignments",
-    "ownerships": "studio_ownership", "accounts": "new_accounts", "sessions": "new_sessions", "bookings": "new_bookings",
-    "favourites": "_UserFavorites",
+    "legacy_bookings": "bookings", "legacy_favourites": "_CustomerFavorites",
 }
 
 
@@ -133,23 +130,33 @@ class Rules:
         """Joined people and guests whose credentials are not what the contract, section 2, leaves them.
 
         A password that no carried row of theirs has lets somebody else sign in; guests have none. An e-mail is verified at the
-        earliest time of their rows; a guest's never is.
+        earliest time of their rows; a guest's never is. Joined is, for this, to whom a row leads that does not bear his id, or
+        whose id an owner and a customer bear.
         """
         owners, customers = map(sql.Literal, PEOPLE)
+        people = [
+            self.of(table, "SELECT {name} AS source_table, p.{.id} AS id, p.{.password}::text AS password, p.{.emailVerified} AS verified FROM {.} AS p",
+                    name=sql.Literal(table))
+            for table in PEOPLE
+        ]
         untouched = sql.SQL("TRUE")
         if self.derivation.cutover_at is not None:
             untouched = compose("NOT {changed}", {"changed": self.derivation.since("users", "updatedAt", "u")})
         return self.of(
             "users",
-            'WITH member AS MATERIALIZED (SELECT m."password of" AS password, m."verified of" AS verified, i.user_id FROM ({members}) AS m'
-            ' JOIN {map} AS i ON i.source_id = m."id of" AND i.source_table = CASE m."side of" WHEN 0 THEN {owners} ELSE {customers} END)'
+            "WITH joined AS (SELECT i.user_id FROM {map} AS i WHERE i.source_id <> i.user_id AND i.source_table <> {guest}"
+            " UNION SELECT o.user_id FROM {map} AS o JOIN {map} AS c ON c.source_id = o.source_id AND c.user_id = o.user_id"
+            " WHERE o.source_table = {owners} AND c.source_table = {customers}),"
+            " member AS MATERIALIZED (SELECT i.user_id, p.password, p.verified FROM joined JOIN {map} AS i USING (user_id)"
+            " JOIN ({people}) AS p ON p.source_table = i.source_table AND p.id = i.source_id)"
             " SELECT u.{.id}::text AS label, u.{.password} IS NOT NULL AND c.user_id IS NULL AS passwords,"
             " u.{.emailVerified} IS DISTINCT FROM p.at AS verification_times FROM {.} AS u"
-            " JOIN (SELECT m.user_id, min(m.verified) AS at FROM member AS m GROUP BY m.user_id"
+            # A customer whose id was taken leads elsewhere, too, and is alone.
+            " JOIN (SELECT m.user_id, min(m.verified) AS at FROM member AS m GROUP BY m.user_id HAVING count(*) > 1"
             " UNION ALL SELECT g.user_id, NULL FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
             ' LEFT JOIN (SELECT DISTINCT m.user_id, m.password COLLATE "C" AS password FROM member AS m WHERE {carried}) AS c'
             ' ON c.user_id = u.{.id} AND c.password = u.{.password}::text COLLATE "C" WHERE {untouched}',
-            members=People(self.derivation).members(), owners=owners, customers=customers, untouched=untouched,
+            people=sql.SQL(" UNION ALL ").join(people), owners=owners, customers=customers, untouched=untouched,
             carried=sql.SQL("TRUE" if self.derivation.carries_all() else "m.verified IS NOT NULL"),
         )
 
@@ -191,32 +198,11 @@ class Rules:
         return self.of(table, "SELECT a.{.id}::text AS label FROM {.} AS a WHERE NOT {since}", since=since)
 
     def totals(self):
-        """Select what the equations between the totals are made of, from the tables alone, without the journal's map.
-
-        Identities and guests are found by putting the keys of all people and of the bookings that name one beside each other.
-        """
-        keys = [
-            self.of(table, "SELECT {key} AS key, {side} AS side FROM {.} AS p", key=self.derivation.key(table, "p"), side=sql.Literal(side))
-            for side, table in enumerate(PEOPLE)
-        ]
-        keys.append(
-            self.of(
-                "bookings", "SELECT {key}, {side} FROM {.} AS b WHERE {anonymous}",
-                key=self.derivation.key("bookings", "b"), side=sql.Literal(len(PEOPLE)), anonymous=self.derivation.anonymous("b"),
-            )
-        )
+        """Select what the equations between the totals are made of: the legacy side's rows, and how many roles its people have by the map."""
         counts = [self.of(table, "(SELECT count(*) FROM {.}) AS {name}", name=sql.Identifier(name)) for name, table in _COUNTED.items()]
-        counts += [
-            self.of("studios", "(SELECT count({.ownerId}) FROM {.}) AS owned_studios"),
-            self.of("bookings", "(SELECT count(*) FROM {.} AS b WHERE {nobody}) AS unresolvable", nobody=self.derivation.unresolvable("b")),
-            self.of("users", "(SELECT count(*) FROM {map}) AS identity_map"),
-            sql.SQL("(SELECT count(*) FROM unified_user_journal.quarantine) AS quarantined"),
-        ]
-        return compose(
-            "SELECT {counts}, k.* FROM (SELECT count(*) FILTER (WHERE owners > 0) AS owner_identities,"
-            " count(*) FILTER (WHERE customers > 0) AS customer_identities, count(*) FILTER (WHERE owners + customers > 0) AS identities,"
-            " count(*) FILTER (WHERE owners + customers > 1) AS joined_identities, count(*) FILTER (WHERE owners + customers = 0) AS guests"
-            " FROM (SELECT count(*) FILTER (WHERE side = 0) AS owners, count(*) FILTER (WHERE side = 1) AS customers"
-            " FROM ({keys}) AS q GROUP BY key) AS g) AS k",
-            {"counts": comma(counts), "keys": sql.SQL(" UNION ALL ").join(keys)},
+        return self.of(
+            "studios",
+            "SELECT {counts}, (SELECT count({.ownerId}) FROM {.}) AS owned_studios,"
+            " (SELECT count(*) FROM (SELECT FROM {map} AS i GROUP BY i.identity_key, i.source_table) AS g) AS roles",
+            counts=comma(counts),
         )
