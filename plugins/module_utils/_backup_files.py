@@ -22,7 +22,7 @@ from typing import Any, Iterator
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 PROOF = "proof.json"
 #: Roles and their settings as SQL, where the role that made the backup could read them.
 GLOBALS = "globals.sql"

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _scratch
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import Backup
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, list_tables, measure_rows
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from psycopg2 import sql
 
@@ -284,6 +285,44 @@ def test_a_difference_in_a_row_is_noticed(cluster, backup, change, problem):
         session.execute(change)
     since = succeed(restore(options, taken, state="compared"))
     assert [table["problem"] for table in since["tables"] if table["name"] == "public.customers"] == [problem]
+
+
+ALIKE = """
+CREATE TYPE mood AS ENUM ('good', 'bad');
+CREATE TABLE alike (id int PRIMARY KEY, n numeric, i interval, f float8, j json, b jsonb, m mood, ms mood[], x text, y text, ip inet, c char(3));
+INSERT INTO alike VALUES (1, 1.0, '24 hours', 0, '{"a": 1}', '{"a": 1.0}', 'good', '{good}', 'a', 'b', '10.0.0.1', 'a'),
+                         (2, 1.0, '24 hours', 0, '{"a": 1}', '{"a": 1.0}', 'good', '{good}', 'c', NULL, '10.0.0.1', 'a');
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE public.alike SET n = 1.00 WHERE id = 1",
+        "UPDATE public.alike SET i = '1 day' WHERE id = 1",
+        "UPDATE public.alike SET f = '-0' WHERE id = 1",
+        "UPDATE public.alike SET f = 4.9e-324 WHERE id = 1",
+        """UPDATE public.alike SET j = '{"a":1}' WHERE id = 1""",
+        """UPDATE public.alike SET b = '{"a": 1.00}' WHERE id = 1""",
+        "UPDATE public.alike SET m = 'bad' WHERE id = 1",
+        "UPDATE public.alike SET ms = '{good,bad}' WHERE id = 1",
+        "UPDATE public.alike SET ip = '10.0.0.1/31' WHERE id = 1",
+        "UPDATE public.alike SET x = CASE x WHEN 'a' THEN 'c' ELSE 'a' END",
+        "UPDATE public.alike SET x = y, y = x WHERE id = 1",
+        "UPDATE public.alike SET x = 'ab', y = '' WHERE id = 1",
+        "UPDATE public.alike SET id = 3 WHERE id = 2",
+    ],
+)
+def test_what_equality_or_a_sum_of_columns_would_overlook_is_noticed(cluster, database, change):
+    with contextlib.closing(Database(cluster.connect(database))) as session:
+        session.execute(ALIKE)
+        with session.transaction():
+            fix_text_form(session)
+            tables = list_tables(session)
+            (before,) = measure_rows(session, tables)
+            assert before == {"name": "public.alike", "rows": 2, "sum": before["sum"]}
+            session.execute(change)
+            assert measure_rows(session, tables) != [before]
 
 
 @pytest.mark.one_major

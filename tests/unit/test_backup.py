@@ -26,7 +26,7 @@ def make_backup(folder: Path, snapshot_time: str = "2025-11-01T22:00:00.000Z", d
     files = _backup_files.list_files(str(folder), "dump")
     properties = dict.fromkeys(("name", "encoding", "collate", "ctype", "provider", "locale"), "x")
     manifest = {
-        "manifest_version": 1,
+        "manifest_version": 2,
         "database": database,
         "properties": {**properties, "size_bytes": 1},
         "server": {},
@@ -104,10 +104,10 @@ def test_a_directory_that_is_gone_is_missing(tmp_path):
     [
         (None, "not a finished backup"),
         (b"", "is not JSON"),
-        (b'{"manifest_version": 1, "datab', "is not JSON"),
+        (b'{"manifest_version": 2, "datab', "is not JSON"),
         (b"[]", "version None"),
-        (b'{"manifest_version": 2}', "version 2"),
-        (b'{"manifest_version": 1}', "database, format, .* missing or malformed"),
+        (b'{"manifest_version": 9}', "version 9"),
+        (b'{"manifest_version": 2}', "database, format, .* missing or malformed"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(tmp_path, content, message):
