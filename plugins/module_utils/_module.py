@@ -52,18 +52,24 @@ class UnifiedUserModule(AnsibleModule):
     def __init__(self, argument_spec: dict[str, Any], **kwargs) -> None:
         super().__init__(argument_spec={**connection_spec(), **argument_spec}, **kwargs)
 
-    def run(self, function: Callable[[UnifiedUserModule], dict[str, Any]]) -> None:
-        """Call the function and leave the module with its result, or with its failure."""
-        if _connection.psycopg2 is None:
+    def run(self, function: Callable[[UnifiedUserModule], dict[str, Any]], needs_driver: bool = True) -> None:
+        """Call the function and leave the module with its result, or with its failure.
+
+        Args:
+            function: does the work.
+            needs_driver: whether it opens sessions by psycopg2.
+        """
+        if needs_driver and _connection.psycopg2 is None:
             self.fail_json(
                 msg=f"Failed to load the PostgreSQL driver: the Python library psycopg2 is missing for {sys.executable}. "
                 "Install the package python3-psycopg2 there or set ansible_python_interpreter to a Python that has it."
             )
+        driver_error = _connection.psycopg2.Error if _connection.psycopg2 else ()
         try:
             result = function(self)
         except UnifiedUserError as error:
             self.fail_json(msg=str(error), **error.details)
-        except _connection.psycopg2.Error as error:
+        except driver_error as error:
             self.fail_json(
                 msg=f"Failed to finish {self._name}: {_connection.describe(error)}. "
                 "Nothing of an open transaction was kept: put the cause right and run the same command again.",

@@ -7,9 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
@@ -83,8 +81,11 @@ class Migration:
         digests = [hashlib.sha256(script).digest() for script in (self.script, unix, unix.replace(b"\n", b"\r\n"))]
         return any(checksum in (digest.hex(), "".join(f"{byte:x}" for byte in digest)) for digest in digests)
 
-    def statements(self) -> list[Statement]:
+    def statements(self, transactional: bool = True) -> list[Statement]:
         """Return the statements to run; the script's own BEGIN and COMMIT are left out, as ours hold all of it.
+
+        Args:
+            transactional: whether to insist on statements that one transaction can hold.
 
         Raises:
             UnifiedUserError: the script is no text, has a quote without an end, or a statement that no transaction can hold.
@@ -105,7 +106,7 @@ class Migration:
         except UnfinishedScript as error:
             raise UnifiedUserError(action, f"in its migration.sql {error}", "Correct it, then run the same command again") from error
         obstacles = [describe_obstacle(statement) for statement in statements if statement.obstacle]
-        if obstacles:
+        if obstacles and transactional:
             raise UnifiedUserError(
                 f"apply migration {self.name}",
                 f"it cannot be applied as a whole or not at all ({'; '.join(obstacles)})",
@@ -169,6 +170,7 @@ class Diagnosis:
         missing: names of applied migrations that have no directory.
         tables: number of tables in a schema that has no history, or an empty one; else 0.
         has_history: whether the history table exists.
+        remains: failed migration -> how much of it is in the database, in words.
     """
 
     applied: list[str]
@@ -178,6 +180,7 @@ class Diagnosis:
     missing: list[str]
     tables: int
     has_history: bool
+    remains: dict[str, str] = field(default_factory=dict)
 
     @property
     def up_to_date(self) -> bool:
@@ -193,11 +196,13 @@ class Diagnosis:
         action = f"deploy migrations into schema {options.schema}"
         if self.failed:
             name = self.failed[0]
+            found = f" ({self.remains[name]})" if name in self.remains else ""
             raise UnifiedUserError(
                 action,
                 f"migration {name} began earlier and did not finish (Prisma's P3009)",
-                "Find out how much of it is in the database and take that back or complete it by hand, then mark it with"
-                f" 'prisma migrate resolve --rolled-back {name}' (to have it applied again) or '--applied {name}', and run the same command again",
+                f"Take back or complete by hand what is there of it{found}, then mark it with prisma_migration state=resolved migration={name}"
+                " resolution=rolled_back (to have it applied again) or resolution=applied, or with"
+                f" 'prisma migrate resolve --rolled-back {name}' or '--applied {name}', and run the same command again",
                 failed_migrations=self.failed,
             )
         if self.missing:
@@ -219,7 +224,8 @@ class Diagnosis:
                 action,
                 f"it holds {self.tables} tables but no record of any migration (Prisma's P3005)",
                 "If the tables were made by these migrations or are equal to what they make, record that (baseline it): run"
-                " 'prisma migrate resolve --applied <name>' for each of them, then the same command again. Otherwise set login_db or schema",
+                " 'prisma migrate resolve --applied <name>', or prisma_migration state=resolved resolution=applied, for each of them,"
+                " then the same command again. Otherwise set login_db or schema",
             )
 
 
@@ -260,23 +266,51 @@ def diagnose(database: Database, options: Options, migrations: list[Migration]) 
     )
 
 
-def status(database: Database, options: Options) -> dict[str, Any]:
-    """Say how the database stands to the migrations, whatever is wrong, and return what the module returns.
+#: All that makes up the tables of a schema apart from some, a line for each part.
+_PARTS = """
+WITH t AS (
+    SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p') AND CASE WHEN %(chosen)s THEN c.relname = ANY (%(tables)s)
+                                                                      ELSE NOT c.relname = ANY (%(tables)s) END
+)
+SELECT t.relname AS "table", 'table' AS part,
+       concat_ws(' ', t.relpersistence, t.relowner::regrole, t.relacl::text, t.reloptions::text, t.relrowsecurity, t.relreplident) AS definition
+FROM t
+UNION ALL
+SELECT t.relname, format('column %%I', a.attname),
+       concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull, a.attidentity, a.attgenerated,
+                 pg_get_expr(d.adbin, d.adrelid), a.attacl::text)
+FROM t JOIN pg_catalog.pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = t.oid AND d.adnum = a.attnum
+UNION ALL
+SELECT t.relname, format('constraint %%I', k.conname), concat_ws(' ', pg_get_constraintdef(k.oid), k.convalidated)
+FROM t JOIN pg_catalog.pg_constraint AS k ON k.conrelid = t.oid
+UNION ALL
+SELECT t.relname, format('index %%s', i.indexrelid::regclass), concat_ws(' ', pg_get_indexdef(i.indexrelid), i.indisvalid)
+FROM t JOIN pg_catalog.pg_index AS i ON i.indrelid = t.oid
+UNION ALL
+SELECT t.relname, format('trigger %%I', g.tgname), concat_ws(' ', pg_get_triggerdef(g.oid), g.tgenabled)
+FROM t JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = t.oid AND NOT g.tgisinternal
+UNION ALL
+SELECT t.relname, format('rule %%I', r.rulename), pg_get_ruledef(r.oid)
+FROM t JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = t.oid
+UNION ALL
+SELECT t.relname, format('policy %%I', p.polname),
+       concat_ws(' ', p.polcmd, p.polroles::text, pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid))
+FROM t JOIN pg_catalog.pg_policy AS p ON p.polrelid = t.oid
+"""
 
-    Raises:
-        UnifiedUserError: the migrations cannot be read.
+
+def read_definitions(database: Database, schema: str, tables: list[str], chosen: bool) -> dict[tuple[str, str], str]:
+    """Return what tables are made of: table and part -> definition. To be called in a transaction, whose search path it sets.
+
+    Args:
+        database: an open session.
+        schema: the tables' schema.
+        tables: names of tables.
+        chosen: whether to read these, or all others.
     """
-    begun = time.monotonic()
-    diagnosis = diagnose(database, options, read_migrations(options.path))
-    return {
-        "changed": False,
-        "applied": [],
-        "pending": [migration.name for migration in diagnosis.pending],
-        "already_applied": len(diagnosis.applied),
-        "failed_migrations": diagnosis.failed,
-        "edited_migrations": diagnosis.edited,
-        "missing_migrations": diagnosis.missing,
-        "needs_baseline": bool(diagnosis.tables),
-        "up_to_date": diagnosis.up_to_date,
-        "duration_ms": round((time.monotonic() - begun) * 1000),
-    }
+    # A script may have changed the path, and names are spelled by it.
+    database.execute("SET LOCAL search_path = pg_catalog")
+    rows = database.rows(_PARTS, {"schema": schema, "tables": tables, "chosen": chosen})
+    return {(row["table"], row["part"]): row["definition"] for row in rows}

@@ -28,8 +28,10 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma impo
     Options,
     and_more,
     diagnose,
+    read_definitions,
     read_migrations,
 )
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_objects import find_remains
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql_script import Statement
 
 #: The key of Prisma Migrate's advisory lock: whoever applies migrations holds it.
@@ -65,39 +67,6 @@ a.pid IN (SELECT l.pid FROM pg_catalog.pg_locks AS l
 #: What stands between quotation marks, straight, German, French or English ones.
 _QUOTED = re.compile(r"[\"\u201e\u201c\u00ab\u201a\u2018].*[\"\u201c\u201d\u00bb\u2019]")
 
-#: All that makes up a table, a line for each part.
-_DEFINITIONS = """
-WITH t AS (
-    SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p')
-)
-SELECT t.relname AS "table", 'table' AS part,
-       concat_ws(' ', t.relpersistence, t.relowner::regrole, t.relacl::text, t.reloptions::text, t.relrowsecurity, t.relreplident) AS definition
-FROM t
-UNION ALL
-SELECT t.relname, format('column %%I', a.attname),
-       concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attcollation::regcollation, a.attnotnull, a.attidentity, a.attgenerated,
-                 pg_get_expr(d.adbin, d.adrelid), a.attacl::text)
-FROM t JOIN pg_catalog.pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = t.oid AND d.adnum = a.attnum
-UNION ALL
-SELECT t.relname, format('constraint %%I', k.conname), concat_ws(' ', pg_get_constraintdef(k.oid), k.convalidated)
-FROM t JOIN pg_catalog.pg_constraint AS k ON k.conrelid = t.oid
-UNION ALL
-SELECT t.relname, format('index %%s', i.indexrelid::regclass), concat_ws(' ', pg_get_indexdef(i.indexrelid), i.indisvalid)
-FROM t JOIN pg_catalog.pg_index AS i ON i.indrelid = t.oid
-UNION ALL
-SELECT t.relname, format('trigger %%I', g.tgname), concat_ws(' ', pg_get_triggerdef(g.oid), g.tgenabled)
-FROM t JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = t.oid AND NOT g.tgisinternal
-UNION ALL
-SELECT t.relname, format('rule %%I', r.rulename), pg_get_ruledef(r.oid)
-FROM t JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = t.oid
-UNION ALL
-SELECT t.relname, format('policy %%I', p.polname),
-       concat_ws(' ', p.polcmd, p.polroles::text, pg_get_expr(p.polqual, t.oid), pg_get_expr(p.polwithcheck, t.oid))
-FROM t JOIN pg_catalog.pg_policy AS p ON p.polrelid = t.oid
-"""
-
 
 @dataclass
 class Deployment:
@@ -120,7 +89,7 @@ class Deployment:
         Raises:
             UnifiedUserError: the migrations cannot be read or applied, or the database refuses them.
         """
-        diagnosis = diagnose(self.database, self.options, read_migrations(self.options.path))
+        diagnosis = examine(self.database, self.options)
         diagnosis.refuse(self.options)
         for migration in diagnosis.pending:
             migration.statements()
@@ -136,7 +105,7 @@ class Deployment:
             UnifiedUserError: as ``plan``; another deploy holds the lock; a statement failed; a lock was not to be had. What was
                 applied before stays and is in the error's details.
         """
-        with self._advisory_lock():
+        with advisory_lock(self.database, self.options.advisory_lock_seconds):
             diagnosis = self.plan()
             if diagnosis.pending:
                 try:
@@ -158,37 +127,6 @@ class Deployment:
                     self.options.lock_retry_seconds,
                 )
                 self.applied.append(migration.name)
-
-    def _create_history(self) -> None:
-        # Only where it is missing: IF NOT EXISTS, too, asks for the privilege to create schemas.
-        if self.database.value("SELECT to_regnamespace(%s) IS NULL", (sql.Identifier(self.options.schema).as_string(self.database.connection),)):
-            self.database.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.options.schema)))
-        self.database.execute(sql.SQL(_CREATE_HISTORY).format(history=self.options.history))
-
-    @contextlib.contextmanager
-    def _advisory_lock(self) -> Iterator[None]:
-        seconds = self.options.advisory_lock_seconds
-        try:
-            with self.database.transaction():
-                self.database.execute("SELECT set_config('lock_timeout', %s, true)", (f"{int(seconds * 1000)}ms",))
-                # Taken for the session, so it outlives this transaction.
-                self.database.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
-        except psycopg2.Error as error:
-            if error.pgcode != psycopg2.errorcodes.LOCK_NOT_AVAILABLE:
-                raise
-            holders = _sessions(self.database, _HOLDS_ADVISORY_LOCK, (ADVISORY_LOCK,))
-            raise UnifiedUserError(
-                "start the deployment of migrations",
-                f"another deployment holds Prisma's lock for more than {seconds:g} s: {'; '.join(holders) or 'it has just ended'}",
-                "Wait for it to end; if its client is gone, end the session with pg_terminate_backend(pid), then run the same command again",
-                blockers=holders,
-            ) from error
-        try:
-            yield
-        finally:
-            # A lost connection has given the lock back already.
-            with contextlib.suppress(psycopg2.Error):
-                self.database.value("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -214,7 +152,7 @@ class Deployment:
         with self._transaction():
             started = self.database.value("SELECT clock_timestamp()")
             if not has_history:
-                self._create_history()
+                create_history(self.database, self.options)
             before = self._definitions()
             self.database.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(self.options.schema)))
             self._run_script(migration)
@@ -254,11 +192,8 @@ class Deployment:
         """What the tables that the data migration reads are made of; nothing where it is over or not this migration's matter."""
         if self.options.unified_model is None or _journal.describe(self.database)["finished"]:
             return {}
-        # A script may have changed the path, and names are spelled by it.
-        self.database.execute("SET LOCAL search_path = pg_catalog")
         tables = [self.options.unified_model.table(name) for name in _mapping.SOURCES]
-        rows = self.database.rows(_DEFINITIONS, {"schema": self.options.schema, "tables": tables})
-        return {(row["table"], row["part"]): row["definition"] for row in rows}
+        return read_definitions(self.database, self.options.schema, tables, chosen=True)
 
     def _require_additions_only(self, migration: Migration, before: dict[tuple[str, str], str]) -> None:
         """From the migration on that brings the unified tables, the tables to be read must stay as they are (the contract, section 1)."""
@@ -316,6 +251,53 @@ def _sessions(database: Database, condition: str, parameters: tuple) -> list[str
     return [f"pid {row['pid']} ({row['application']}, {row['state']} for {row['age']} s)" for row in rows]
 
 
+def create_history(database: Database, options: Options) -> None:
+    """Create the history table, and its schema where it is missing."""
+    # Only where it is missing: IF NOT EXISTS, too, asks for the privilege to create schemas.
+    if database.value("SELECT to_regnamespace(%s) IS NULL", (sql.Identifier(options.schema).as_string(database.connection),)):
+        database.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(options.schema)))
+    database.execute(sql.SQL(_CREATE_HISTORY).format(history=options.history))
+
+
+def lock_holders(database: Database) -> list[str]:
+    """Describe the sessions that hold Prisma's lock."""
+    return _sessions(database, _HOLDS_ADVISORY_LOCK, (ADVISORY_LOCK,))
+
+
+@contextlib.contextmanager
+def advisory_lock(database: Database, seconds: float) -> Iterator[None]:
+    """Hold Prisma's lock in the block.
+
+    Args:
+        database: the session that holds it.
+        seconds: how long to wait for it, in seconds.
+
+    Raises:
+        UnifiedUserError: another deployment holds it; names its sessions.
+    """
+    try:
+        with database.transaction():
+            database.execute("SELECT set_config('lock_timeout', %s, true)", (f"{int(seconds * 1000)}ms",))
+            # Taken for the session, so it outlives this transaction.
+            database.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
+    except psycopg2.Error as error:
+        if error.pgcode != psycopg2.errorcodes.LOCK_NOT_AVAILABLE:
+            raise
+        holders = lock_holders(database)
+        raise UnifiedUserError(
+            "start the deployment of migrations",
+            f"another deployment holds Prisma's lock for more than {seconds:g} s: {'; '.join(holders) or 'it has just ended'}",
+            "Wait for it to end; if its client is gone, end the session with pg_terminate_backend(pid), then run the same command again",
+            blockers=holders,
+        ) from error
+    try:
+        yield
+    finally:
+        # A lost connection has given the lock back already.
+        with contextlib.suppress(psycopg2.Error):
+            database.value("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+
+
 class _Watch:
     """Looks, from a session of its own, whom another session waits for: afterwards it is too late to ask.
 
@@ -349,6 +331,20 @@ class _Watch:
         self._end.set()
         self._thread.join()
         self._database.close()
+
+
+def examine(database: Database, options: Options) -> Diagnosis:
+    """Compare a database with a release, and look how much of the failed migrations is there. Reads only.
+
+    Raises:
+        UnifiedUserError: the migrations cannot be read.
+    """
+    migrations = read_migrations(options.path)
+    diagnosis = diagnose(database, options, migrations)
+    for number, migration in enumerate(migrations):
+        if migration.name in diagnosis.failed:
+            diagnosis.remains[migration.name] = find_remains(database, options.schema, migration, migrations[number + 1 :]).describe()
+    return diagnosis
 
 
 def deploy(database: Database, options: Options, connect: Callable[[], Database], check_mode: bool) -> dict[str, Any]:

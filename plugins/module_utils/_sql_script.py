@@ -128,7 +128,7 @@ def describe_obstacle(statement: Statement) -> str:
 def _pieces(script: str) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     """Yield start, end and words of each statement."""
     start, words, depth, body = None, [], 0, 0
-    for kind, begin, end in _tokens(script):
+    for kind, begin, end in tokens(script):
         text = script[begin:end]
         if text == ";" and depth == 0 and body == 0:
             if start is not None:
@@ -160,7 +160,7 @@ def _body_depth(words: list[str], body: int) -> int:
     return body
 
 
-def _tokens(script: str) -> Iterator[tuple[str, int, int]]:
+def tokens(script: str) -> Iterator[tuple[str, int, int]]:
     """Yield kind, start and end of every token but spaces and comments."""
     position = 0
     while position < len(script):

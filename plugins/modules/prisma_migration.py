@@ -26,7 +26,9 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Plans with SELECTs, and refuses what a run would refuse. Whether a statement would fail cannot be known.
+    details: >-
+      Plans with SELECTs, and refuses what a run would refuse. Whether a statement would fail cannot be known.
+      With O(state=resolved) it says what would be done.
   diff_mode:
     support: full
     details: Shows the applied migrations before and after.
@@ -38,11 +40,34 @@ options:
     required: true
   state:
     description:
-      - V(deployed) applies what is pending. V(status) only tells how the database stands to the migrations, and does not fail
-        for what it finds.
+      - V(deployed) applies what is pending.
+      - V(status) only tells how the database stands to the migrations, and does not fail for what it finds.
+      - V(checked) refuses what stands in the way of a deployment by this module or by the Prisma CLI, and returns the definitions of the
+        tables that are there, for O(before).
+      - V(proven) requires that nothing is pending or wrong with the history, that with O(unified_model=true) the unified tables are
+        there, and that the tables of O(before) are what they were.
+      - V(resolved) marks one migration as C(prisma migrate resolve) does, and refuses when the catalogue contradicts what is claimed.
+        It says in RV(does) what exactly is done.
     type: str
     default: deployed
-    choices: [deployed, status]
+    choices: [deployed, status, checked, proven, resolved]
+  migration:
+    description:
+      - With O(state=resolved) the migration to mark.
+    type: str
+  resolution:
+    description:
+      - V(applied) records that what the migration makes is there; for baselines, and for migrations that were completed by hand.
+      - V(rolled_back) marks the record of a migration that failed, so that it is applied again. Nothing of it may be there.
+      - Judged are tables, columns, constraints, indexes, types with their values, views, sequences, schemas and extensions, unless a
+        later migration touches them again. Of data statements the catalogue tells nothing.
+    type: str
+    choices: [applied, rolled_back]
+  before:
+    description:
+      - With O(state=proven) what O(state=checked) returned as RV(tables) before the deployment.
+    type: dict
+    default: {}
   schema:
     description:
       - The database schema that the migrations fill and that holds C(_prisma_migrations). It is created when there is none.
@@ -97,6 +122,15 @@ EXAMPLES = r"""
     path: /srv/massava/current/prisma/migrations
     state: status
   register: __migrations
+
+- name: See what marking a failed migration as rolled back would do
+  rnltlabs.unified_user.prisma_migration:
+    login_db: massava
+    path: /srv/massava/current/prisma/migrations
+    state: resolved
+    migration: 20251101120000_add_unified_user_model_and_rbac
+    resolution: rolled_back
+  check_mode: true
 """
 
 RETURN = r"""
@@ -139,6 +173,35 @@ needs_baseline:
   description: Whether the schema has tables but no history.
   returned: when O(state=status)
   type: bool
+remains:
+  description: By failed migration, how much of it is in the database, in words.
+  returned: when O(state=status)
+  type: dict
+lock_holders:
+  description: Sessions that hold Prisma's lock right now.
+  returned: when O(state=status)
+  type: list
+  elements: str
+tables:
+  description: >-
+    The tables that are there, apart from the unified ones and the history, with digests of their parts. Empty without
+    O(unified_model=true) and once the data is migrated.
+  returned: when O(state=checked)
+  type: dict
+tables_unchanged:
+  description: How many tables of O(before) were compared and are what they were.
+  returned: when O(state=proven)
+  type: int
+does:
+  description: What is done, or would be in check mode, a sentence each. Empty when the history says so already.
+  returned: when O(state=resolved)
+  type: list
+  elements: str
+unjudged:
+  description: Line and kind of each statement of the migration that leaves nothing in the catalogue to look for.
+  returned: when O(state=resolved) and something was to be done
+  type: list
+  elements: str
 failed_statement:
   description: Migration, number and line of the statement that failed, and its SQLSTATE.
   returned: when a statement failed
@@ -162,8 +225,9 @@ executed_queries:
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options, status
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_states import check, prove, resolve, status
 
 
 def migrate(module: UnifiedUserModule) -> dict:
@@ -178,8 +242,14 @@ def migrate(module: UnifiedUserModule) -> dict:
     )
     database = module.connect()
     try:
-        reading = parameters["state"] == "status"
-        result = status(database, options) if reading else deploy(database, options, module.connect, module.check_mode)
+        does = {
+            "deployed": lambda: deploy(database, options, module.connect, module.check_mode),
+            "status": lambda: status(database, options),
+            "checked": lambda: check(database, options),
+            "proven": lambda: prove(database, options, parameters["before"]),
+            "resolved": lambda: resolve(database, options, parameters["migration"], parameters["resolution"], module.check_mode),
+        }
+        result = does[parameters["state"]]()
     finally:
         database.close()
     return {**result, "executed_queries": database.executed_queries}
@@ -190,13 +260,17 @@ def main() -> None:
     module = UnifiedUserModule(
         argument_spec={
             "path": {"type": "path", "required": True},
-            "state": {"type": "str", "default": "deployed", "choices": ["deployed", "status"]},
+            "state": {"type": "str", "default": "deployed", "choices": ["deployed", "status", "checked", "proven", "resolved"]},
+            "migration": {"type": "str"},
+            "resolution": {"type": "str", "choices": ["applied", "rolled_back"]},
+            "before": {"type": "dict", "default": {}},
             "schema": {"type": "str", "default": "public"},
             "unified_model": {"type": "bool", "default": False},
             "mapping": {"type": "dict"},
             "lock_timeout": {"type": "int", "default": 1500},
             "lock_retry_seconds": {"type": "float", "default": 60},
         },
+        required_if=[("state", "resolved", ("migration", "resolution"))],
         supports_check_mode=True,
     )
     module.run(migrate)

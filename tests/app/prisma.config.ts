@@ -23,10 +23,18 @@ pg.Client.prototype.query = function (config: any, ...rest: any[]) {
   return query.call(this, config, ...rest);
 };
 
-function setting(name: string): string {
-  const value = process.env[name];
-  if (!value) throw new Error(`Failed to configure Prisma: ${name} is not set. Run it through tests/app/prisma_cli.py.`);
-  return value;
+// What the native engine reads: postgresql://user:password@host:port/database?host=<socket directory>&options=<settings>
+function settingsOf(text: string | undefined): pg.PoolConfig {
+  if (!text) throw new Error("Failed to configure Prisma: DATABASE_URL is not set. Run it through tests/app/prisma_cli.py.");
+  const url = new URL(text);
+  return {
+    host: url.searchParams.get("host") ?? url.hostname,
+    port: Number(url.port || 5432),
+    user: decodeURIComponent(url.username),
+    password: decodeURIComponent(url.password),
+    database: decodeURIComponent(url.pathname.slice(1)),
+    options: url.searchParams.get("options") ?? undefined,
+  };
 }
 
 // The engine leaves the timer of its ten seconds for the advisory lock behind; nobody waits for it after the work is done.
@@ -58,7 +66,7 @@ class Adapter extends PrismaPg {
   }
 }
 
-const directory = setting("PRISMA_DIRECTORY");
+const directory = process.env.PRISMA_DIRECTORY ?? path.resolve("prisma");
 
 export default defineConfig({
   experimental: { adapter: true },
@@ -68,11 +76,7 @@ export default defineConfig({
   // Discrete fields, never a connection string: commands that make a shadow database would run in the real one.
   adapter: async () =>
     new Adapter({
-      host: setting("PGHOST"),
-      port: Number(setting("PGPORT")),
-      user: setting("PGUSER"),
-      password: process.env.PGPASSWORD,
-      database: setting("PGDATABASE"),
+      ...settingsOf(process.env.DATABASE_URL),
       application_name: "prisma",
       // One session, as the advisory lock belongs to one; and an idle one does not keep Node alive.
       max: 1,

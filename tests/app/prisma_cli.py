@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 APPLICATION = Path(__file__).resolve().parent
 PRISMA_DIRECTORY = APPLICATION / "prisma"
@@ -64,6 +65,33 @@ def _install_into(directory):
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def offline_environment():
+    """Return the variables that keep the CLI from downloading what it does not run here."""
+    empty = str(install() / _EMPTY_ENGINE)
+    return {"PRISMA_QUERY_ENGINE_LIBRARY": empty, "PRISMA_SCHEMA_ENGINE_BINARY": empty, "CHECKPOINT_DISABLE": "1"}
+
+
+def database_url(cluster, dbname):
+    """Return the URL by which Prisma reaches a database of an embedded cluster over its socket."""
+    return f"postgresql://{cluster.user}@localhost:{cluster.port}/{quote(dbname)}?host={quote(str(cluster.host), safe='')}"
+
+
+def make_release(directory, migrations=PRISMA_DIRECTORY / "migrations"):
+    """Make a release directory as it lies on an application's host, with the CLI installed in it, and return it.
+
+    Args:
+        directory: where; it must not exist.
+        migrations: its migrations.
+    """
+    installation = install()
+    shutil.copytree(PRISMA_DIRECTORY, directory / "prisma", ignore=shutil.ignore_patterns("migrations"))
+    shutil.copytree(migrations, directory / "prisma" / "migrations")
+    for name in ("package.json", "package-lock.json", "prisma.config.ts"):
+        shutil.copy(APPLICATION / name, directory / name)
+    (directory / "node_modules").symlink_to(installation / "node_modules")
+    return directory
+
+
 class PrismaCli:
     """Runs Prisma CLI commands on one database of a cluster.
 
@@ -78,18 +106,11 @@ class PrismaCli:
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self._installation),
-            "PGHOST": str(cluster.host),
-            "PGPORT": str(cluster.port),
-            "PGUSER": cluster.user,
-            "PGDATABASE": dbname,
+            "DATABASE_URL": database_url(cluster, dbname),
             "PRISMA_DIRECTORY": str(directory),
-            "PRISMA_QUERY_ENGINE_LIBRARY": str(self._installation / _EMPTY_ENGINE),
-            "PRISMA_SCHEMA_ENGINE_BINARY": str(self._installation / _EMPTY_ENGINE),
-            "CHECKPOINT_DISABLE": "1",
-            # The schema file asks for it; the adapter of prisma.config.ts is used in its stead.
-            "DATABASE_URL": "postgresql://unused.invalid/unused",
             "CI": "1",
             "NO_COLOR": "1",
+            **offline_environment(),
         }
 
     def start(self, *arguments):

@@ -11,8 +11,9 @@ import time
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options, status
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import ADVISORY_LOCK, deploy
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_states import resolve, status
 
 from tests.app.migration_history import migration_directories
 from tests.app.prisma_cli import PRISMA_DIRECTORY, PrismaCli
@@ -155,10 +156,15 @@ def test_migration_that_failed_with_the_cli(application):
     assert ours["failed_migrations"] == ["20251201000000_fails"]
     with pytest.raises(UnifiedUserError, match=r"20251201000000_fails .*P3009.* 'prisma migrate resolve --rolled-back 20251201000000_fails'"):
         application.by_module()
-    (script / "migration.sql").write_text("CREATE TABLE IF NOT EXISTS half (id int);")
+    (script / "migration.sql").write_text("CREATE TABLE half (id int);")
+    assert "table half" in ours["remains"]["20251201000000_fails"]
     # What `resolve --rolled-back` does; the engine used here cannot.
     with application.session() as database:
-        database.execute("UPDATE _prisma_migrations SET rolled_back_at = now() WHERE finished_at IS NULL")
+        options = Options(str(application.migrations))
+        with pytest.raises(UnifiedUserError, match="that is not true: table half came of it"):
+            resolve(database, options, "20251201000000_fails", "rolled_back", check_mode=False)
+        database.execute("DROP TABLE half")
+        assert resolve(database, options, "20251201000000_fails", "rolled_back", check_mode=False)["changed"]
     assert application.by_module() == ["20251201000000_fails"]
     application.require_up_to_date()
 
@@ -233,4 +239,21 @@ def test_cli_waits_for_the_module(application):
         database.value("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
         waited = application.cli.run("migrate", "deploy")
     assert waited.returncode == 1 and "P1002" in waited.stdout and "advisory lock" in waited.stdout
+    assert NAMES[-1] in application.by_cli()
+
+
+def test_both_mark_as_applied_alike(application, cluster, templates, tmp_path):
+    """The record that state=resolved writes is the one that `prisma migrate resolve --applied` writes."""
+    application.keep(NAMES[:1])
+    application.by_module()
+    with application.session() as database:
+        database.execute("DROP TABLE _prisma_migrations")
+        done = resolve(database, Options(str(application.migrations)), NAMES[0], "applied", check_mode=False)
+        assert done["does"][0] == "creates table _prisma_migrations" and "without running it" in done["does"][1]
+    ours = application.records()
+    with application.session() as database:
+        database.execute("DROP TABLE _prisma_migrations")
+    assert application.cli.run("migrate", "resolve", "--applied", NAMES[0]).returncode == 0
+    assert application.records() == ours
+    application.restore()
     assert NAMES[-1] in application.by_cli()

@@ -68,6 +68,9 @@ def run(cluster, dbname, path, check_mode=False, **more):
     """Run what the module runs, in this process, and return what it would return: a process takes much longer."""
     defaults = {
         "state": "deployed",
+        "migration": None,
+        "resolution": None,
+        "before": {},
         "schema": "public",
         "unified_model": False,
         "mapping": None,
@@ -603,3 +606,110 @@ def test_names_are_composed_by_the_server_s_rules(cluster, database, own_release
     with session(cluster, database) as own:
         own.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier("a")))
     assert run(cluster, database, path)["changed"] is False
+
+
+# --- marking
+
+
+FAILED = "INSERT INTO _prisma_migrations (id, checksum, migration_name, logs) VALUES ('f', 'c', '20251201000000_notes', 'it failed')"
+NOTES = """
+CREATE TYPE "Colour" AS ENUM ('RED');
+CREATE TABLE "notes" ("id" TEXT NOT NULL, CONSTRAINT "notes_pkey" PRIMARY KEY ("id"));
+CREATE UNIQUE INDEX "notes_id_key" ON "notes"("id");
+ALTER TABLE "studios" ADD COLUMN "colour" "Colour", DROP COLUMN "latitude";
+ALTER TYPE "BookingStatus" ADD VALUE 'LATE';
+INSERT INTO "notes" VALUES ('a');
+"""
+
+
+def mark(cluster, dbname, release, resolution, **more):
+    return run(cluster, dbname, release, state="resolved", migration="20251201000000_notes", resolution=resolution, **more)
+
+
+def test_rolled_back_is_refused_while_anything_of_it_is_there(cluster, unified_database, release, add):
+    name = add("20251201000000_notes", NOTES)
+    execute(cluster, unified_database, FAILED, 'CREATE TABLE notes (id text)', "ALTER TYPE \"BookingStatus\" ADD VALUE 'LATE'")
+    refused = mark(cluster, unified_database, release, "rolled_back")
+    assert "that is not true: table notes, value BookingStatus.LATE came of it. Take that back by hand" in refused["msg"]
+    told = run(cluster, unified_database, release, state="status")["remains"][name]
+    assert "of it table notes, value BookingStatus.LATE came, and type Colour" in told and "column studios.latitude (taken away)" in told
+    assert "line 7: INSERT INTO" in told
+    assert "of it table notes" in run(cluster, unified_database, release)["msg"], "the refusal tells it, too"
+    assert history(cluster, unified_database)[-1]["rolled_back_at"] is None
+
+
+def test_rolled_back_once_nothing_is_there_and_then_applied(cluster, unified_database, release, add):
+    name = add("20251201000000_notes", NOTES)
+    execute(cluster, unified_database, FAILED)
+    before = history(cluster, unified_database)
+    planned = mark(cluster, unified_database, release, "rolled_back", check_mode=True)
+    assert planned["changed"] and history(cluster, unified_database) == before
+    assert planned["does"] == [f"sets rolled_back_at of the failed record of {name}", "leaves it to the next deployment to apply it again"]
+    assert mark(cluster, unified_database, release, "rolled_back")["does"] == planned["does"]
+    again = mark(cluster, unified_database, release, "rolled_back")
+    assert (again["changed"], again["does"]) == (False, [])
+    assert run(cluster, unified_database, release)["applied"] == [name]
+
+
+def test_applied_is_refused_until_all_of_it_is_there(cluster, unified_database, release, add):
+    name = add("20251201000000_notes", NOTES)
+    execute(cluster, unified_database, FAILED, 'CREATE TABLE notes (id text)')
+    refused = mark(cluster, unified_database, release, "applied")
+    assert "that is not true: of it table notes came, and type Colour, index notes_id_key, column studios.colour" in refused["msg"]
+    execute(cluster, unified_database, "DROP TABLE notes", NOTES)
+    planned = mark(cluster, unified_database, release, "applied", check_mode=True)
+    assert planned["does"][0] == f"sets rolled_back_at of the failed record of {name}"
+    assert planned["does"][1].startswith(f"records {name} as applied, with the checksum of its migration.sql")
+    assert planned["unjudged"] == ["line 7: INSERT INTO"]
+    assert mark(cluster, unified_database, release, "applied")["changed"]
+    assert mark(cluster, unified_database, release, "applied")["changed"] is False
+    result = run(cluster, unified_database, release, state="status")
+    assert (result["up_to_date"], result["failed_migrations"]) == (True, [])
+
+
+def test_what_no_record_or_catalogue_supports_is_refused(cluster, unified_database, release, add):
+    add("20251201000000_notes", "UPDATE studios SET name = 'x' WHERE false;")
+    assert "there is no record of it (Prisma's P3011)" in mark(cluster, unified_database, release, "rolled_back")["msg"]
+    assert "nothing that it does can be looked up in the catalogue (line 1: UPDATE)" in mark(cluster, unified_database, release, "applied")["msg"]
+    execute(cluster, unified_database, FAILED)
+    assert "nothing that it does can be looked up" in mark(cluster, unified_database, release, "rolled_back")["msg"]
+    applied = run(cluster, unified_database, release, state="resolved", migration=NAMES[0], resolution="rolled_back")
+    assert "it is applied (Prisma's P3012)" in applied["msg"]
+    unknown = run(cluster, unified_database, release, state="resolved", migration="nonsense", resolution="applied")
+    assert "has no such directory" in unknown["msg"]
+
+
+def test_later_migrations_that_touch_the_same_do_not_count(cluster, database, own_release):
+    """A baseline marks migrations one by one, though later ones have changed what they made."""
+    directory, add = own_release
+    add("1_a", 'CREATE TABLE a (id int, gone int); CREATE INDEX a_gone ON a (gone); CREATE TABLE b (id int); CREATE INDEX b_id ON b (id);'
+               ' CREATE TYPE "T" AS ENUM (\'X\');')
+    add("2_b", 'ALTER TABLE a DROP COLUMN gone; DROP TABLE b;')
+    add("3_c", 'CREATE TYPE "T_new" AS ENUM (\'Y\'); ALTER TYPE "T" RENAME TO "T_old"; ALTER TYPE "T_new" RENAME TO "T"; DROP TYPE "T_old";')
+    assert run(cluster, database, directory).get("applied") == ["1_a", "2_b", "3_c"]
+    execute(cluster, database, "DROP TABLE _prisma_migrations")
+    for name in ("1_a", "2_b", "3_c"):
+        done = run(cluster, database, directory, state="resolved", migration=name, resolution="applied")
+        assert done.get("changed"), done
+    assert run(cluster, database, directory)["changed"] is False
+
+
+@pytest.mark.parametrize("state", ["checked", "proven"])
+def test_states_around_another_engine_refuse_what_stands_in_the_way(cluster, unified_database, release, add, state):
+    add("20251201000000_notes", NOTES)
+    execute(cluster, unified_database, FAILED)
+    assert "P3009" in run(cluster, unified_database, release, state=state)["msg"]
+
+
+def test_proof_names_what_became_another(cluster, legacy_database, release):
+    checked = run(cluster, legacy_database, release, state="checked", unified_model=True)
+    assert set(checked["tables"]) >= {"customers", "studios"} and "_prisma_migrations" not in checked["tables"]
+    pending = run(cluster, legacy_database, release, state="proven", unified_model=True, before=checked["tables"])
+    assert f"migration {UNIFIED} is still pending" in pending["msg"]
+    run(cluster, legacy_database, release)
+    proven = run(cluster, legacy_database, release, state="proven", unified_model=True, before=checked["tables"])
+    assert proven["tables_unchanged"] == len(checked["tables"]) == 10
+    execute(cluster, legacy_database, "ALTER TABLE studios ADD COLUMN colour text", "DROP TABLE sessions CASCADE")
+    changed = run(cluster, legacy_database, release, state="proven", unified_model=True, before=checked["tables"])
+    assert "the migrations changed what was there before: column colour of studios, table sessions" in changed["msg"]
+    assert changed["changed_parts"] == ["column colour of studios", "table sessions"]
