@@ -47,7 +47,17 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.quarantine (
     source_id text NOT NULL,
     reason text NOT NULL,
     "row" jsonb NOT NULL,
+    identity_key text,
     CONSTRAINT quarantine_pkey PRIMARY KEY (source_table, source_id)
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.identity_lock (
+    identity_key text PRIMARY KEY,
+    generation bigint NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS unified_user_journal.sync (
+    direction text NOT NULL CHECK (direction IN ('forward', 'reverse', 'both')),
+    settings jsonb NOT NULL,
+    since timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down (
     position integer PRIMARY KEY,

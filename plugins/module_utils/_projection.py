@@ -129,13 +129,18 @@ class Projection:
     def users(self):
         """Select one user for each identity and guest."""
         carried = self.schema.person_columns()
-        fixed = ["id", "email", "emailVerified", "password", "primaryRole", "isActive", "isSuspended", "createdAt", "updatedAt"]
-        columns = [self.schema.column("users", name) for name in fixed] + [
-            sql.Identifier(column.target.name) for column in carried
-        ]
         parts = [self._single_users(table, carried) for table in _mapping.PEOPLE]
         parts += [self._joined_users(carried), self._guest_users(carried)]
-        return columns, sql.SQL(" UNION ALL ").join(parts)
+        return self._user_columns(carried), sql.SQL(" UNION ALL ").join(parts)
+
+    def users_alone(self, table: str):
+        """Select one user for each identity that is one row of a table of people."""
+        carried = self.schema.person_columns()
+        return self._user_columns(carried), self._single_users(table, carried)
+
+    def _user_columns(self, carried: list[PersonColumn]) -> list:
+        fixed = ["id", "email", "emailVerified", "password", "primaryRole", "isActive", "isSuspended", "createdAt", "updatedAt"]
+        return [self.schema.column("users", name) for name in fixed] + [sql.Identifier(column.target.name) for column in carried]
 
     def _role(self, role):
         users = self.schema["users"]

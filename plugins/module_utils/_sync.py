@@ -1,0 +1,237 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Two-way sync: the triggers that keep both user models in step while both are in use (the contract, section 4)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql, with_lock_retries
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward
+
+#: What every trigger of ours is called, and then some.
+PREFIX = "unified_user_"
+
+_INSTALLED = """
+SELECT c.relname AS "table", t.tgname AS name, t.tgenabled AS enabled FROM pg_trigger AS t
+JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'unified_user_journal') AND NOT t.tgisinternal
+ORDER BY c.relname, t.tgname
+"""
+
+
+@dataclass(frozen=True)
+class SyncOptions:
+    """What to keep in step, and how long to wait for locks.
+
+    Attributes:
+        schema: database schema of the application's tables.
+        mapping: the operator's overriding names, or None.
+        policies: the operator's decisions.
+        lock_timeout: longest wait for a lock in one attempt, in milliseconds.
+        lock_retry_seconds: how long to go on attempting, in seconds.
+    """
+
+    schema: str = "public"
+    mapping: dict | None = None
+    policies: Policies = field(default_factory=Policies)
+    lock_timeout: int = 1500
+    lock_retry_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class _Trigger:
+    """One trigger that must be there."""
+
+    table: str
+    name: str
+    definition: object
+
+
+class Sync:
+    """The sync of one database.
+
+    Args:
+        database: an open session of the role that will own the functions; nothing else may use it meanwhile.
+        options: what to keep in step.
+    """
+
+    def __init__(self, database: Database, options: SyncOptions) -> None:
+        self.database = database
+        self.options = options
+        self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
+
+    def install(self, direction: str) -> bool:
+        """Keep both sides in step from now on; a direction that is on already is made anew if it is not as it should be.
+
+        Args:
+            direction: ``forward``.
+
+        Returns:
+            Whether anything was changed.
+
+        Raises:
+            UnifiedUserError: a table or column is missing, or a lock is not to be had.
+        """
+        self.schema.require()
+        if self.status()["direction"] == direction and not self.status()["missing"]:
+            return False
+        _journal.create(self.database)
+        self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
+        return True
+
+    def install_in_transaction(self, direction: str) -> None:
+        """Do what ``install`` does, in the transaction that is open, whose caller waits for locks."""
+        self._drop()
+        for name, attributes in TYPES.items():
+            self.database.execute(compose("CREATE TYPE {name} AS ({attributes})", {
+                "name": sql.Identifier(_journal.SCHEMA, name), "attributes": sql.SQL(attributes)}))  # fmt: skip
+        for statement in Forward(self.database, self.schema, self.options.policies).functions():
+            self.database.execute(statement)
+        self.database.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA unified_user_journal FROM PUBLIC")
+        for trigger in self._triggers():
+            self.database.execute(trigger.definition)
+            # Writes that are replicated or replayed are carried, too.
+            self.database.execute(self.schema.compose(
+                "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}", table=trigger.table, name=sql.Identifier(trigger.name)))  # fmt: skip
+        self.database.execute(
+            "INSERT INTO unified_user_journal.sync (direction, settings) VALUES (%s, %s)", (direction, json.dumps(self._settings()))
+        )
+
+    def remove(self) -> bool:
+        """End the sync. The rows on both sides stay as they are.
+
+        Returns:
+            Whether anything was changed.
+
+        Raises:
+            UnifiedUserError: a lock is not to be had.
+        """
+        if not _journal.exists(self.database) or not (self.database.rows(_INSTALLED) or self._current()):
+            return False
+        self._locked(self._drop, "turn off the sync")
+        return True
+
+    def repair(self, keys: list[str] | None = None) -> None:
+        """Bring identities up to date, whatever was written while no trigger was there.
+
+        Args:
+            keys: the identity keys; None stands for all.
+        """
+        if keys is None:
+            keys = [row["key"] for row in self.database.rows(self._all_keys())]
+        bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
+        self.database.execute(
+            "SELECT unified_user_journal.recompute(%s::text[], '{}'::text[], %s::text[], (now() AT TIME ZONE 'UTC')::timestamp(3))", (keys, bookings)
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Say what is on, and what is wrong with it.
+
+        Returns:
+            ``direction`` (None when off), ``missing`` (triggers that are not there or not enabled always, by table and name),
+            ``quarantine`` (reason -> rows).
+        """
+        current = self._current()
+        if not current:
+            return {"direction": None, "missing": [], "quarantine": {}}
+        enabled = {(row["table"], row["name"]) for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
+        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers()]
+        reasons = self.database.rows("SELECT reason, count(*) AS rows FROM unified_user_journal.quarantine GROUP BY reason ORDER BY reason")
+        return {
+            "direction": current["direction"],
+            "missing": [f"{table}.{name}" for table, name in wanted if (table, name) not in enabled],
+            "quarantine": {row["reason"]: row["rows"] for row in reasons},
+        }
+
+    # What is made
+
+    def _settings(self) -> dict[str, Any]:
+        return _journal.settings_of(self.options.schema, self.options.policies, self.options.mapping)
+
+    def _current(self) -> dict[str, Any] | None:
+        if not _journal.exists(self.database) or not self.database.value("SELECT to_regclass('unified_user_journal.sync') IS NOT NULL"):
+            return None
+        return self.database.row("SELECT direction, settings, since FROM unified_user_journal.sync")
+
+    def _triggers(self) -> list[_Trigger]:
+        triggers = [trigger for table in TRIGGERED for trigger in self._forward(table)]
+        triggers.append(self._trigger("studio_owners", "release_studios", "BEFORE DELETE", "FOR EACH ROW", "forward_release_studios", _guard("reverse")))
+        synced = [table for table in (*_mapping.SOURCES, *_mapping.FILLED) if table != "services"]
+        triggers += [self._trigger(table, "refuse_truncate", "BEFORE TRUNCATE", "FOR EACH STATEMENT", "refuse_truncate") for table in synced]
+        return triggers
+
+    def _forward(self, table: str) -> list[_Trigger]:
+        update, changed = sql.SQL("AFTER UPDATE"), sql.SQL("OLD OPERATOR(pg_catalog.*<>) NEW")
+        if table == "studios":
+            # The column must be named: when it is dropped, the application's writes of studios would fail otherwise.
+            update = self.schema.compose("AFTER UPDATE OF {studios.id}, {studios.ownerId}")
+            changed = self.schema.compose("(OLD.{studios.ownerId}, OLD.{studios.id}) IS DISTINCT FROM (NEW.{studios.ownerId}, NEW.{studios.id})")
+        guard, function = _guard("reverse"), f"forward_{table}"
+        return [
+            self._trigger(table, "forward_insert", "AFTER INSERT", "FOR EACH ROW", function, guard),
+            self._trigger(table, "forward_update", update, "FOR EACH ROW", function, compose("{g} AND {c}", {"g": guard, "c": changed})),
+            self._trigger(table, "forward_delete", "AFTER DELETE", "FOR EACH ROW", function, guard),
+        ]
+
+    def _trigger(self, table: str, name: str, event, scope: str, function: str, condition=None) -> _Trigger:
+        parts = {
+            "name": sql.Identifier(PREFIX + name), "event": sql.SQL(event) if isinstance(event, str) else event, "scope": sql.SQL(scope),
+            "function": sql.Identifier(_journal.SCHEMA, function),
+            "when": compose(" WHEN ({c})", {"c": condition}) if condition else sql.SQL(""),
+        }
+        definition = self.schema.compose("CREATE TRIGGER {name} {event} ON {table} {scope}{when} EXECUTE FUNCTION {function}()", table=table, **parts)
+        return _Trigger(table, PREFIX + name, definition)
+
+    def _drop(self) -> None:
+        for row in self.database.rows(_INSTALLED):
+            self.database.execute(
+                compose("DROP TRIGGER {name} ON {table}", {
+                    "name": sql.Identifier(row["name"]), "table": sql.Identifier(self.schema.name, row["table"])})
+            )  # fmt: skip
+        functions = self.database.rows(
+            "SELECT oid::regprocedure::text AS name FROM pg_proc WHERE pronamespace = 'unified_user_journal'::regnamespace"
+        )
+        if functions:
+            self.database.execute(sql.SQL("DROP FUNCTION {}").format(comma(sql.SQL(row["name"]) for row in functions)))
+        for name in TYPES:
+            self.database.execute(compose("DROP TYPE IF EXISTS {name}", {"name": sql.Identifier(_journal.SCHEMA, name)}))
+        self.database.execute("DELETE FROM unified_user_journal.sync")
+
+    def _locked(self, attempt, action: str) -> None:
+        names = [self.schema.table(table).as_string(self.database.connection) for table in (*_mapping.SOURCES, *_mapping.FILLED)]
+
+        def one_attempt() -> None:
+            with self.database.transaction():
+                self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
+                attempt()
+
+        with_lock_retries(one_attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds)
+
+    # What there is to repair
+
+    def _all_keys(self):
+        forward = Forward(self.database, self.schema, self.options.policies)
+        return self.schema.compose(
+            "SELECT {owner} AS key FROM {studio_owners} AS o UNION SELECT {customer} FROM {customers} AS c"
+            " UNION SELECT {booking} FROM {bookings} AS b WHERE b.{bookings.customerId} IS NULL"
+            " UNION SELECT i.identity_key FROM unified_user_journal.identity_map AS i",
+            owner=forward.key("studio_owners", "o"), customer=forward.key("customers", "c"), booking=forward.key("bookings", "b"),
+        )
+
+    def _stray_bookings(self):
+        return self.schema.compose(
+            "SELECT b.{bookings.id} AS id FROM {bookings} AS b FULL JOIN {new_bookings} AS n ON n.{new_bookings.id} = b.{bookings.id}"
+            " WHERE n.{new_bookings.id} IS NULL OR b.{bookings.id} IS NULL"
+        )
+
+
+def _guard(other: str):
+    """Return the condition that a write was not made by the other direction's functions."""
+    return compose("current_setting('unified_user.sync', true) IS DISTINCT FROM {other}", {"other": sql.Literal(other)})

@@ -1,0 +1,641 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Forward sync: what the legacy side says, carried to the unified side (the contract, section 4).
+
+One function, ``recompute``, brings whole identities up to date under a lock row for each key: it is what triggers call,
+and backfill and repair as well. Fast paths beside it serve the writes that touch no identity.
+
+Names of variables start with ``uu_``, so that no column of the application is mistaken for one.
+"""
+
+from __future__ import annotations
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema, where
+
+#: Composite types that hold a few rows of the projection's relations in a variable.
+TYPES = {
+    "member": "side smallint, source_id text, key text, verified boolean, position bigint, size bigint, any_verified boolean, user_id text",
+    "guest": "key text, user_id text, email text, name text, phone text, created timestamp, updated timestamp, bookings bigint",
+    "blocked": "source_table text, source_id text, reason text, key text",
+    "entry": 'source_table text, source_id text, reason text, "row" jsonb, identity_key text',
+}
+
+#: Legacy and shared tables whose writes are carried.
+TRIGGERED = (*_mapping.PEOPLE, "accounts", "sessions", "bookings", "_CustomerFavorites", "studios")
+
+_RELATIONS = "member AS (SELECT * FROM unnest(uu_members)), guest AS (SELECT * FROM unnest(uu_guests))"
+
+# Rows of people in the scope, and why some of them cannot be migrated. Who is set aside first is not counted as a double.
+_BLOCKED = """
+SELECT coalesce(array_agg(ROW(p.source_table, p.id, p.reason, p.key)::unified_user_journal.blocked), '{}') INTO uu_blocked
+FROM (
+    SELECT d.source_table, d.id, d.key, coalesce(d.reason, CASE WHEN {merges} OR NOT bool_or(d.alike > 1) OVER fine THEN NULL
+           WHEN row_number() OVER (PARTITION BY d.key, d.reason ORDER BY d.side, d.verified DESC, d.created, d.id COLLATE "C") > 1
+           THEN 'duplicate_identity' END) AS reason
+    FROM (SELECT q.*, count(*) OVER (PARTITION BY q.key, q.reason, q.side) AS alike FROM ({people}) AS q) AS d
+    WINDOW fine AS (PARTITION BY d.key, d.reason)
+) AS p
+WHERE p.reason IS NOT NULL;
+"""
+
+_PERSON = """
+SELECT {name}::text AS source_table, {side}::smallint AS side, t.{people.id} AS id, {key} AS key, t.{people.emailVerified} IS NOT NULL AS verified,
+       t.{people.createdAt} AS created, CASE WHEN NOT {usable} THEN 'unusable_email' {collision} AS reason
+FROM {people} AS t WHERE {key} = ANY (uu_keys)
+"""
+
+# What else these keys touch: where their people were, who shares an id with them, and whose user bears one of these ids.
+_CLOSURE = """
+uu_near := ARRAY(
+    SELECT o.{studio_owners.id} FROM {studio_owners} AS o WHERE {owner_key} = ANY (uu_keys)
+    UNION SELECT c.{customers.id} FROM {customers} AS c WHERE {customer_key} = ANY (uu_keys)
+    UNION SELECT i.source_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys) AND i.source_table <> 'bookings'
+    UNION SELECT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
+    UNION SELECT unnest(uu_ids));
+uu_more := ARRAY(
+    SELECT k.key FROM (
+        SELECT {owner_key} AS key FROM {studio_owners} AS o WHERE o.{studio_owners.id} = ANY (uu_near)
+        UNION SELECT {customer_key} FROM {customers} AS c WHERE c.{customers.id} = ANY (uu_near)
+        UNION SELECT i.identity_key FROM unified_user_journal.identity_map AS i
+              WHERE i.source_table IN ('studio_owners', 'customers') AND i.source_id = ANY (uu_near)
+        UNION SELECT i.identity_key FROM unified_user_journal.identity_map AS i WHERE i.user_id = ANY (uu_near)
+    ) AS k WHERE k.key <> ALL (uu_keys));
+"""
+
+_LOCK = """
+INSERT INTO unified_user_journal.identity_lock AS l (identity_key, generation)
+SELECT DISTINCT ON (k.key COLLATE "C") k.key, 1 FROM unnest({keys}) AS k (key) WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C"
+ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
+"""
+
+# Bookings whose user is about to go are decided again, with whoever they belong to now.
+_BOOKINGS_OF_GONE = """
+uu_more := ARRAY(
+    SELECT DISTINCT k.key FROM {new_bookings} AS n JOIN {bookings} AS b ON b.{bookings.id} = n.{new_bookings.id}
+    LEFT JOIN {customers} AS c ON c.{customers.id} = b.{bookings.customerId}
+    CROSS JOIN LATERAL (SELECT CASE WHEN b.{bookings.customerId} IS NULL THEN {booking_key} ELSE {customer_key} END AS key) AS k
+    WHERE n.{new_bookings.customerId} = ANY (uu_gone) AND k.key <> ALL (uu_keys));
+"""
+
+_RECOMPUTE = """
+CREATE OR REPLACE FUNCTION unified_user_journal.recompute(uu_keys text[], uu_ids text[], uu_bookings text[], uu_at timestamp)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
+"""
+
+_BODY = """
+#variable_conflict use_variable
+DECLARE
+    uu_more text[];
+    uu_near text[];
+    uu_members unified_user_journal.member[];
+    uu_guests unified_user_journal.guest[];
+    uu_blocked unified_user_journal.blocked[];
+    uu_customers text[];
+    uu_before text[];
+    uu_users text[];
+    uu_gone text[];
+    uu_entries unified_user_journal.entry[];
+BEGIN
+    uu_keys := ARRAY(SELECT DISTINCT k FROM unnest(uu_keys) AS k WHERE k IS NOT NULL);
+    uu_more := uu_keys;
+    LOOP
+        LOOP
+            {lock}
+            {closure}
+            EXIT WHEN uu_more = '{}';
+            uu_keys := uu_keys || uu_more;
+        END LOOP;
+        {blocked}
+        {members}
+        uu_customers := ARRAY(SELECT m.source_id FROM unnest(uu_members) AS m WHERE m.side = {customer});
+        {guests}
+        uu_before := ARRAY(SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys));
+        uu_users := ARRAY(SELECT m.user_id FROM unnest(uu_members) AS m UNION SELECT g.user_id FROM unnest(uu_guests) AS g);
+        uu_gone := ARRAY(SELECT unnest(uu_before) EXCEPT SELECT unnest(uu_users));
+        EXIT WHEN uu_gone = '{}';
+        {bookings_of_gone}
+        EXIT WHEN uu_more = '{}';
+        uu_keys := uu_keys || uu_more;
+    END LOOP;
+    uu_users := ARRAY(SELECT unnest(uu_users) UNION SELECT unnest(uu_before));
+    {fill}
+END
+"""
+
+# A derived id that belongs to somebody else by now is never overwritten.
+_GUEST_IDS = """
+FOR uu_number IN 1 .. cardinality(uu_guests) LOOP
+    FOR uu_try IN 2 .. 1000 LOOP
+        EXIT WHEN NOT ({taken});
+        uu_guests[uu_number].user_id := {next};
+    END LOOP;
+END LOOP;
+"""
+
+_GUEST_TAKEN = """
+EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = uu_guests[uu_number].user_id)
+OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = uu_guests[uu_number].user_id)
+OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i
+           WHERE i.user_id = uu_guests[uu_number].user_id AND i.identity_key <> uu_guests[uu_number].key)
+"""
+
+# Two users may be about to swap their e-mails; the unique index would see the first of them.
+_PARK = """
+WITH {relations}, wanted ({columns}) AS ({wanted})
+UPDATE {users} AS u SET {users.email} = chr(1) || u.{users.id} FROM wanted AS w
+WHERE u.{users.id} = ANY (uu_users) AND w.{users.email} = u.{users.email} AND w.{users.id} <> u.{users.id};
+"""
+
+# What is there already is left alone: ON CONFLICT would write to every row it meets.
+_UPSERT = """
+WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w)
+INSERT INTO {table} AS n ({columns}) SELECT w.* FROM typed AS w
+WHERE NOT EXISTS (SELECT FROM {table} AS o WHERE o.{key} = w.{key} AND ROW({theirs})::record OPERATOR(pg_catalog.*=) ROW({ours})::record)
+ON CONFLICT ({key}) DO UPDATE SET {updates};
+"""
+
+_RECONCILE = """
+WITH {relations}, wanted ({columns}) AS MATERIALIZED ({select})
+DELETE FROM {table} AS n WHERE n.{user} = ANY (uu_users) AND NOT EXISTS (SELECT FROM wanted AS w WHERE {same});
+WITH {relations}, wanted ({columns}) AS MATERIALIZED ({select})
+INSERT INTO {table} ({columns}) SELECT w.* FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {table} AS n WHERE {same});
+"""
+
+_MAP = """
+DELETE FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
+AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE i.source_table = (ARRAY['studio_owners', 'customers'])[m.side + 1] AND i.source_id = m.source_id)
+AND NOT EXISTS (SELECT FROM unnest(uu_guests) AS g WHERE i.source_table = 'bookings' AND i.source_id = g.key);
+INSERT INTO unified_user_journal.identity_map AS i (source_table, source_id, user_id, identity_key)
+WITH {relations}, wanted (source_table, source_id, user_id, identity_key) AS ({select})
+SELECT w.source_table, w.source_id, w.user_id, w.identity_key FROM wanted AS w WHERE NOT EXISTS (
+    SELECT FROM unified_user_journal.identity_map AS n WHERE n.source_table = w.source_table AND n.source_id = w.source_id
+    AND n.user_id = w.user_id AND n.identity_key = w.identity_key)
+ON CONFLICT (source_table, source_id) DO UPDATE SET user_id = excluded.user_id, identity_key = excluded.identity_key;
+"""
+
+# Where the people of a user that goes are now, there his log entries go.
+_AUDIT = """
+IF cardinality(uu_gone) > 0 THEN
+    UPDATE {audit_logs} AS a SET {audit_logs.userId} = n.user_id FROM (
+        SELECT DISTINCT ON (i.user_id) i.user_id AS gone, m.user_id FROM unified_user_journal.identity_map AS i
+        JOIN unnest(uu_members) AS m ON m.key = i.identity_key
+             OR (i.source_table = (ARRAY['studio_owners', 'customers'])[m.side + 1] AND i.source_id = m.source_id)
+        WHERE i.user_id = ANY (uu_gone) ORDER BY i.user_id, i.source_id = m.source_id DESC, m.position
+    ) AS n WHERE a.{audit_logs.userId} = n.gone;
+END IF;
+"""
+
+_GONE = """
+IF cardinality(uu_gone) > 0 THEN
+    DELETE FROM {users} AS u WHERE u.{users.id} = ANY (uu_gone);
+END IF;
+"""
+
+# Entries are looked for only where there can be any.
+_QUARANTINE = """
+IF uu_blocked <> '{}' OR EXISTS (
+    SELECT FROM unified_user_journal.quarantine AS q
+    WHERE q.identity_key = ANY (uu_keys) OR (q.source_table = 'bookings' AND q.source_id = ANY (uu_bookings))
+) OR EXISTS (SELECT FROM {bookings} AS b WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}) THEN
+    SELECT coalesce(array_agg(ROW(e.source_table, e.source_id, e.reason, e."row", e.identity_key)::unified_user_journal.entry), '{}')
+    INTO uu_entries FROM ({entries}) AS e (source_table, source_id, reason, "row", identity_key);
+    DELETE FROM unified_user_journal.quarantine AS q
+    WHERE (q.identity_key = ANY (uu_keys) OR (q.source_table = 'bookings' AND q.source_id = ANY (uu_bookings)))
+    AND NOT EXISTS (SELECT FROM unnest(uu_entries) AS e WHERE e.source_table = q.source_table AND e.source_id = q.source_id);
+    INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row", identity_key)
+    SELECT DISTINCT ON (e.source_table, e.source_id) e.source_table, e.source_id, e.reason, e."row", e.identity_key
+    FROM unnest(uu_entries) AS e ORDER BY e.source_table, e.source_id, e.reason
+    ON CONFLICT (source_table, source_id) DO UPDATE SET reason = excluded.reason, "row" = excluded."row", identity_key = excluded.identity_key;
+    DELETE FROM {new_bookings} AS n
+    WHERE n.{new_bookings.id} IN (SELECT e.source_id FROM unnest(uu_entries) AS e WHERE e.source_table = 'bookings');
+END IF;
+"""
+
+_UNRESOLVABLE = "(b.{bookings.customerId} IS NULL AND NOT {usable})"
+
+# Rows that refer to somebody who is set aside: logical table, the column that refers, the people it refers to.
+_REFERRING = (
+    ("accounts", "userId", "studio_owners"),
+    ("sessions", "userId", "studio_owners"),
+    ("studios", "ownerId", "studio_owners"),
+    ("bookings", "customerId", "customers"),
+    ("_CustomerFavorites", "A", "customers"),
+)
+
+_BOOKING_TRIGGER = """
+DECLARE
+    uu_user text;
+    uu_key text;
+    uu_again text;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        {find_new}
+        IF uu_user IS NOT NULL THEN
+            {lock}
+            uu_again := uu_user;
+            {find_new}
+            IF uu_user = uu_again THEN
+                {insert}
+                RETURN NULL;
+            END IF;
+        END IF;
+    ELSIF TG_OP = 'UPDATE' AND {same} THEN
+        {find_old}
+        IF uu_user IS NOT NULL THEN
+            {lock}
+            {update}
+            IF FOUND THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+    END IF;
+    {slow}
+    RETURN NULL;
+END
+"""
+
+_FIND_NEW = """
+IF NEW.{bookings.customerId} IS NOT NULL THEN
+    SELECT i.user_id, i.identity_key INTO uu_user, uu_key FROM unified_user_journal.identity_map AS i
+    WHERE i.source_table = 'customers' AND i.source_id = NEW.{bookings.customerId};
+ELSE
+    uu_key := {new_key};
+    SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i
+    WHERE i.identity_key = uu_key AND i.source_table <> 'bookings' LIMIT 1;
+END IF;
+"""
+
+# Guests are made of their bookings: each change of one is a change of theirs.
+_FIND_OLD = """
+SELECT i.user_id, i.identity_key INTO uu_user, uu_key
+FROM {new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_id = n.{new_bookings.customerId}
+WHERE n.{new_bookings.id} = NEW.{bookings.id} AND i.source_table <> 'bookings' LIMIT 1;
+"""
+
+_PERSON_TRIGGER = """
+DECLARE
+    uu_user text;
+    uu_key text;
+BEGIN
+    IF TG_OP = 'UPDATE' AND {same} THEN
+        uu_key := {new_key};
+        {lock}
+        SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i
+        WHERE i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
+        AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                        WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
+        AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key);
+        IF uu_user IS NOT NULL THEN
+            {update}
+            IF FOUND THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+    END IF;
+    {slow}
+    RETURN NULL;
+END
+"""
+
+_TRIGGER_FUNCTION = """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
+"""
+
+# His studios stay, and with them other people's bookings (the contract: Erasure).
+_RELEASE = """
+BEGIN
+    UPDATE {studios} AS s SET {studios.ownerId} = NULL WHERE s.{studios.ownerId} = OLD.{studio_owners.id};
+    RETURN OLD;
+END
+"""
+
+_REFUSE_TRUNCATE = """
+BEGIN
+    RAISE EXCEPTION 'Failed to truncate table %: it is kept in step with the other user model, which would not hear of it.', TG_TABLE_NAME
+    USING ERRCODE = 'feature_not_supported', HINT = 'Use DELETE FROM, or end the sync first: module unified_user_sync with state absent.';
+END
+"""
+
+
+class Forward:
+    """Composes the functions of forward sync.
+
+    Args:
+        database: an open session, for quoting.
+        schema: the resolved tables.
+        policies: the operator's decisions.
+    """
+
+    def __init__(self, database: Database, schema: Schema, policies: Policies) -> None:
+        self.database = database
+        self.schema = schema
+        self.policies = policies
+        admitted = {
+            table: where(
+                schema, table,
+                "{key} = ANY (uu_keys) AND NOT EXISTS"
+                " (SELECT FROM unnest(uu_blocked) AS x WHERE x.source_table = {name} AND x.source_id = scoped.{people.id})",
+                people=table, key=self.key(table, "scoped"), name=sql.Literal(table),
+            )
+            for table in _mapping.PEOPLE
+        }
+        # No guest is made of bookings that may be those of somebody who is set aside.
+        anonymous = where(
+            schema, "bookings",
+            "scoped.{bookings.customerId} IS NULL AND {key} = ANY (uu_keys) AND NOT EXISTS (SELECT FROM unnest(uu_blocked) AS x WHERE x.key = {key})",
+            key=self.key("bookings", "scoped"),
+        )
+        touched = where(
+            schema, "bookings",
+            "(scoped.{bookings.customerId} = ANY (uu_customers) OR (scoped.{bookings.customerId} IS NULL AND {key} = ANY (uu_keys))"
+            " OR scoped.{bookings.id} = ANY (uu_bookings))",
+            key=self.key("bookings", "scoped"),
+        )
+        self.people = self._projection({**admitted, "bookings": anonymous})
+        self.projection = self._projection({"bookings": touched})
+
+    def _projection(self, scopes: dict[str, object]) -> Projection:
+        return Projection(ScopedSchema(self.schema, scopes), self.policies, sql.SQL("uu_at"))
+
+    def key(self, table: str, alias: str):
+        """Return the identity key of a row of people, users or bookings."""
+        email = self.schema.column(table, "customerEmail" if table == "bookings" else "email")
+        return identity_key(compose("{alias}.{email}", {"alias": sql.SQL(alias), "email": email}), self.policies.email_match)
+
+    def _keys(self) -> dict[str, object]:
+        return {
+            "owner_key": self.key("studio_owners", "o"),
+            "customer_key": self.key("customers", "c"),
+            "booking_key": self.key("bookings", "b"),
+            "usable": is_usable(self.schema.compose("b.{bookings.customerEmail}")),
+        }
+
+    def functions(self) -> list:
+        """Return the statements that make the functions, in order."""
+        made = settings("forward", self.schema)
+        statements = [compose(_RECOMPUTE, {"settings": made, "body": self._text(self._recompute())})]
+        triggers = {f"forward_{table}": self._trigger(table) for table in TRIGGERED}
+        triggers["forward_release_studios"] = self.schema.compose(_RELEASE)
+        triggers["refuse_truncate"] = sql.SQL(_REFUSE_TRUNCATE)
+        for name, body in triggers.items():
+            parts = {"function": sql.Identifier(SCHEMA, name), "settings": made, "body": self._text(body)}
+            statements.append(compose(_TRIGGER_FUNCTION, parts))
+        return statements
+
+    def _text(self, body):
+        return sql.Literal(body.as_string(self.database.connection))
+
+    # The recompute
+
+    def _recompute(self):
+        select = self.schema.compose
+        member = "ROW(m.side, m.source_id, m.key, m.verified, m.position, m.size, m.any_verified, m.user_id)::unified_user_journal.member"
+        guest = "ROW(g.key, g.user_id, g.email, g.name, g.phone, g.created, g.updated, g.bookings)::unified_user_journal.guest"
+        gather = "WITH {relations} SELECT coalesce(array_agg({row}), '{}') INTO {variable} FROM ({select}) AS {alias};"
+
+        def gathered(relations: str, row: str, variable: str, found, alias: str):
+            return compose(gather, {
+                "relations": sql.SQL(relations), "row": sql.SQL(row), "variable": sql.SQL(variable), "select": found, "alias": sql.SQL(alias),
+            })  # fmt: skip
+
+        keys = self._keys()
+        return compose(_BODY, {
+            "lock": compose(_LOCK, {"keys": sql.SQL("uu_more")}),
+            "closure": select(_CLOSURE, **keys),
+            "blocked": self._blocked(),
+            "members": gathered("nobody AS (SELECT)", member, "uu_members", self.people.member(), "m"),
+            "guests": sql.Composed([
+                gathered("member AS (SELECT * FROM unnest(uu_members))", guest, "uu_guests", self.people.guest(), "g"), self._guest_ids()
+            ]),
+            "customer": sql.Literal(CUSTOMER_SIDE),
+            "bookings_of_gone": select(_BOOKINGS_OF_GONE, **keys),
+            "fill": self._fill(),
+        })  # fmt: skip
+
+    def _blocked(self):
+        people = sql.SQL(" UNION ALL ").join(
+            self.schema.compose(
+                _PERSON, people=table, name=sql.Literal(table), side=sql.Literal(side), key=self.key(table, "t"),
+                usable=is_usable(self.schema.compose("t.{people.email}", people=table)),
+                collision=self._collision() if side == CUSTOMER_SIDE else sql.SQL("END"),
+            )
+            for table, side in SIDES.items()
+        )
+        parts = {"people": people, "merges": sql.Literal(self.policies.duplicate_identities == "merge")}
+        return compose(_BLOCKED, parts)
+
+    def _collision(self):
+        rekeyed = Projection.rekeyed_id(self.schema.compose("t.{customers.id}"))
+        parts = {"key": self.key("customers", "t"), "owner_key": self.key("studio_owners", "o"), "rekeyed": rekeyed}
+        if self.policies.id_collisions == "fail":
+            return self.schema.compose(
+                "WHEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{customers.id} AND {owner_key} <> {key})"
+                " THEN 'id_collision' END", **parts
+            )
+        return self.schema.compose(
+            "WHEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{customers.id} AND {owner_key} <> {key})"
+            " AND (EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = {rekeyed})"
+            " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = {rekeyed})"
+            " OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = {rekeyed} AND i.identity_key <> {key}))"
+            " THEN 'derived_id_taken' END", **parts
+        )
+
+    def _guest_ids(self):
+        guest = sql.SQL("uu_guests[uu_number].key")
+        return compose(_GUEST_IDS, {
+            "taken": self.schema.compose(_GUEST_TAKEN),
+            "next": derived_id(sql.Literal("guest:"), guest, sql.Literal("#"), sql.SQL("uu_try::text")),
+        })  # fmt: skip
+
+    def _fill(self):
+        projection = self.projection
+        users = projection.users()
+        return sql.Composed([
+            self._park(*users),
+            self._upsert("users", *users, kept=("isActive", "isSuspended")),
+            self._reconcile("user_role_assignments", *projection.user_role_assignments(), ("id",), "userId"),
+            self._reconcile("studio_ownership", *projection.studio_ownership(), ("id",), "userId"),
+            self._reconcile("_UserFavorites", *projection.favourites(), ("A", "B"), "B"),
+            self._reconcile("new_accounts", *projection.new_accounts(), ("id", "provider", "providerAccountId"), "userId"),
+            self._upsert("new_accounts", *projection.new_accounts()),
+            self._reconcile("new_sessions", *projection.new_sessions(), ("id", "sessionToken"), "userId"),
+            self._upsert("new_sessions", *projection.new_sessions()),
+            self._upsert("new_bookings", *projection.new_bookings()),
+            self.schema.compose(
+                "DELETE FROM {new_bookings} AS n WHERE (n.{new_bookings.id} = ANY (uu_bookings) OR n.{new_bookings.customerId} = ANY (uu_users))"
+                " AND NOT EXISTS (SELECT FROM {bookings} AS b WHERE b.{bookings.id} = n.{new_bookings.id});"
+            ),
+            self._quarantine(),
+            self._audit(),
+            compose(_MAP, {"relations": sql.SQL(_RELATIONS), "select": projection.identity_map()}),
+            self.schema.compose(_GONE),
+        ])  # fmt: skip
+
+    def _park(self, columns, select):
+        return self.schema.compose(
+            _PARK, relations=sql.SQL(_RELATIONS), columns=comma(columns), wanted=select,
+        )
+
+    def _upsert(self, table: str, columns: list, select, kept: tuple[str, ...] = ()):
+        """Insert the wanted rows that are not there, and update those that differ; ``kept`` columns are only inserted."""
+        relation = self.schema[table]
+        key = relation.names["id"]
+        written = [column.string for column in columns if relation.logical_name(column.string) not in ("id", *kept)]
+        updates = [
+            compose(self._assignment(table, name), {"c": sql.Identifier(name), "t": sql.Identifier("n"), "role": self._role_type()}) for name in written
+        ]
+        return self.schema.compose(
+            _UPSERT, table=table, relations=sql.SQL(_RELATIONS), columns=comma(columns), select=select, key=sql.Identifier(key),
+            typed=comma(
+                compose("w.{c}::{type} AS {c}", {"c": column, "type": sql.SQL(relation.columns[column.string].type)}) for column in columns
+            ),
+            theirs=comma(sql.Identifier("o", name) for name in written), ours=comma(sql.Identifier("w", name) for name in written),
+            updates=comma(updates),
+        )
+
+    def _assignment(self, table: str, name: str) -> str:
+        if table == "users" and self.schema[table].logical_name(name) == "primaryRole":
+            # A SUPER_ADMIN is never lowered.
+            return "{c} = CASE WHEN {t}.{c}::text = 'SUPER_ADMIN' THEN {t}.{c} ELSE excluded.{c} END"
+        return "{c} = excluded.{c}"
+
+    def _role_type(self):
+        users = self.schema["users"]
+        return sql.SQL(users.columns[users.names["primaryRole"]].base_type)
+
+    def _reconcile(self, table: str, columns: list, select, key: tuple[str, ...], user: str):
+        """Delete the users' rows that are not wanted, and insert those that are not there."""
+        names = self.schema[table].names
+        return self.schema.compose(
+            _RECONCILE, table=table, relations=sql.SQL(_RELATIONS), columns=comma(columns), select=select, user=sql.Identifier(names[user]),
+            same=all_of(compose("w.{c} = n.{c}", {"c": sql.Identifier(names[column])}) for column in key),
+        )
+
+    def _audit(self):
+        if not {"userId"} <= set(self.schema["audit_logs"].names):
+            return sql.SQL("")
+        return self.schema.compose(_AUDIT)
+
+    def _quarantine(self):
+        schema, keys = self.schema, self._keys()
+        unresolvable = schema.compose(_UNRESOLVABLE, **keys)
+        entries = []
+        for table in _mapping.PEOPLE:
+            entries.append(schema.compose(
+                "SELECT x.source_table, x.source_id, x.reason, to_jsonb(t), x.key FROM unnest(uu_blocked) AS x"
+                " JOIN {people} AS t ON t.{people.id} = x.source_id WHERE x.source_table = {name}", people=table, name=sql.Literal(table),
+            ))  # fmt: skip
+        for table, column, people in _REFERRING:
+            names = schema[table].names
+            identifier = compose("t.{id}", {"id": sql.Identifier(names["id"])}) if "id" in names else schema.compose(
+                "t.{_CustomerFavorites.A} || ' ' || t.{_CustomerFavorites.B}"
+            )
+            entries.append(schema.compose(
+                "SELECT {name}, {identifier}, 'refers_to_quarantined', to_jsonb(t), x.key FROM unnest(uu_blocked) AS x"
+                " JOIN {table} AS t ON t.{column} = x.source_id WHERE x.source_table = {people}",
+                table=table, name=sql.Literal(table), identifier=identifier, column=sql.Identifier(names[column]), people=sql.Literal(people),
+            ))  # fmt: skip
+        entries.append(schema.compose(
+            "SELECT 'bookings', b.{bookings.id}, 'refers_to_quarantined', to_jsonb(b), {booking_key} FROM {bookings} AS b"
+            " WHERE b.{bookings.customerId} IS NULL AND {usable} AND {booking_key} = ANY (uu_keys)"
+            " AND EXISTS (SELECT FROM unnest(uu_blocked) AS x WHERE x.key = {booking_key})"
+            " AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = {booking_key})", **keys,
+        ))  # fmt: skip
+        entries.append(schema.compose(
+            "SELECT 'bookings', b.{bookings.id}, 'unresolvable', to_jsonb(b), {booking_key} FROM {bookings} AS b"
+            " WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}", unresolvable=unresolvable, **keys,
+        ))  # fmt: skip
+        return schema.compose(_QUARANTINE, unresolvable=unresolvable, entries=sql.SQL(" UNION ALL ").join(entries))
+
+    # The triggers
+
+    def _trigger(self, table: str):
+        if table == "bookings":
+            return self._booking_trigger()
+        if table in _mapping.PEOPLE:
+            return self._person_trigger(table)
+        column = {name: column for name, column, unused in _REFERRING}[table]
+        ids = comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, column)}) for row in ("OLD", "NEW"))
+        return compose("BEGIN {slow} RETURN NULL; END", {"slow": _slow(ids=ids)})
+
+    def _booking_trigger(self):
+        schema = self.schema
+        row = lambda template, **parts: comma(schema.compose(template, row=sql.SQL(row), **parts) for row in ("OLD", "NEW"))  # noqa: E731
+        pairs = [(sql.Identifier(left), sql.Identifier(right)) for left, right in schema.row_copy("new_bookings")]
+        slow = _slow(
+            keys=comma(
+                schema.compose("CASE WHEN {row}.{bookings.customerId} IS NULL THEN {key} END", row=sql.SQL(name), key=self.key("bookings", name))
+                for name in ("OLD", "NEW")
+            ),
+            ids=row("{row}.{bookings.customerId}"), bookings=row("{row}.{bookings.id}"),
+        )
+        find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
+        return compose(_BOOKING_TRIGGER, {
+            "find_new": find_new, "find_old": schema.compose(_FIND_OLD), "lock": compose(_LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+            "same": schema.compose(
+                "NEW.{bookings.id} = OLD.{bookings.id} AND NEW.{bookings.customerId} IS NOT DISTINCT FROM OLD.{bookings.customerId}"
+                " AND NEW.{bookings.customerEmail} = OLD.{bookings.customerEmail}"
+            ),
+            "insert": schema.compose(
+                "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values});",
+                columns=comma(left for left, unused in pairs), values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
+            ),
+            "update": schema.compose(
+                "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
+                updates=comma(
+                    compose("{left} = CASE WHEN NEW.{right} IS DISTINCT FROM OLD.{right} THEN NEW.{right} ELSE n.{left} END", {"left": left, "right": right})
+                    for left, right in pairs
+                ),
+            ),
+            "slow": slow,
+        })  # fmt: skip
+
+    def _person_trigger(self, table: str):
+        schema = self.schema
+        alone = ScopedSchema(schema, {table: sql.SQL("SELECT NEW.*")})
+        columns, select = Projection(alone, self.policies, sql.SQL("NULL")).users_alone(table)
+        member = schema.compose(
+            "SELECT {side}::smallint AS side, NEW.{people.id} AS source_id, uu_key AS key, 1 AS position, 1 AS size, uu_user AS user_id",
+            people=table, side=sql.Literal(SIDES[table]),
+        )
+        names = self.schema["users"].names
+        written = [column for column in columns if self.schema["users"].logical_name(column.string) not in ("id", "primaryRole", "isActive", "isSuspended")]
+        update = schema.compose(
+            "WITH member AS ({member}), wanted ({columns}) AS ({select}) UPDATE {users} AS u SET {updates} FROM wanted AS w WHERE u.{users.id} = w.{id};",
+            member=member, columns=comma(columns), select=select, id=sql.Identifier(names["id"]),
+            updates=comma(compose("{c} = w.{c}", {"c": column}) for column in written),
+        )
+        rows = ("OLD", "NEW")
+        return schema.compose(
+            _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"), lock=compose(_LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+            same=schema.compose("NEW.{people.id} = OLD.{people.id} AND {new} = {old}", people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD")),
+            update=update,
+            slow=_slow(
+                keys=comma(self.key(table, row) for row in rows), ids=comma(schema.compose("{row}.{people.id}", people=table, row=sql.SQL(row)) for row in rows)
+            ),
+        )
+
+
+def _slow(keys=None, ids=None, bookings=None):
+    """Call ``recompute`` with these keys, ids of legacy people, and ids of bookings; NULLs among them are nobody's."""
+    none = sql.SQL("NULL")
+    return compose(
+        "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[], ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[],"
+        " (now() AT TIME ZONE 'UTC')::timestamp(3));",
+        {"keys": keys or none, "ids": ids or none, "bookings": bookings or none},
+    )
+
+
+def settings(direction: str, schema: Schema):
+    """Return the SET clauses of a sync function: its path, and the guard by which the other direction knows whose write it is."""
+    return compose(
+        "SET search_path = pg_catalog, {schema}, pg_temp SET unified_user.sync = {direction} SET row_security = off",
+        {"schema": sql.Identifier(schema.name), "direction": sql.Literal(direction)},
+    )

@@ -1,0 +1,96 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The sync on a real server: what each write on one side does on the other, and what its triggers must withstand."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
+
+
+@pytest.fixture
+def session(cluster, reference_database):
+    """A session on the reference database."""
+    with contextlib.closing(Database(cluster.connect(reference_database))) as database:
+        yield database
+
+
+def forward(session: Database, **policies) -> Sync:
+    """Copy, and keep in step from then on."""
+    decided = Policies(**policies)
+    AtomicCopy(session, Options(policies=decided)).run()
+    sync = Sync(session, SyncOptions(policies=decided))
+    assert sync.install("forward")
+    session.execute("RESET search_path")
+    return sync
+
+
+def in_step(session: Database, **policies) -> None:
+    """Insist that the unified side is what the legacy side calls for, by the verification's own SQL.
+
+    What came later bears its own transaction's time: it is put back to the run's start first.
+    """
+    for table, column in (("user_role_assignments", "grantedAt"), ("studio_ownership", "invitedAt"), ("studio_ownership", "acceptedAt")):
+        start = "(SELECT (r.started_at AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.run AS r)"
+        session.execute(f'UPDATE {table} SET "{column}" = {start} WHERE "{column}" > {start}')
+    verify_database(session, policies=Policies(**policies)).require()
+
+
+#: What an application does on the legacy side, by name.
+WRITES = {
+    "sign-up of a customer": "INSERT INTO customers (id, name, email, \"updatedAt\") VALUES ('c-new', 'New', 'new@example.org', now())",
+    "sign-up of an owner": "INSERT INTO studio_owners (id, name, email, \"updatedAt\") VALUES ('o-new', 'New', 'new@example.org', now())",
+    "a customer registers with an owner's address": (
+        "INSERT INTO customers (id, name, email, \"updatedAt\") SELECT 'c-new', 'New', upper(email), now() FROM studio_owners"
+        " WHERE lower(email) NOT IN (SELECT lower(email) FROM customers) ORDER BY id LIMIT 1"
+    ),
+    "an owner registers with a customer's address": (
+        "INSERT INTO studio_owners (id, name, email, \"updatedAt\") SELECT 'o-new', 'New', email, now() FROM customers"
+        " WHERE lower(email) NOT IN (SELECT lower(email) FROM studio_owners) ORDER BY id LIMIT 1"
+    ),
+    "a name": "UPDATE customers SET name = 'Other', \"updatedAt\" = now() WHERE id = (SELECT min(id) FROM customers)",
+    "every name": "UPDATE customers SET name = name || ' x', phone = NULL",
+    "every owner": "UPDATE studio_owners SET name = NULL, password = 'p', \"emailVerified\" = NULL",
+    "an e-mail": "UPDATE customers SET email = 'moved@example.org' WHERE id = (SELECT min(id) FROM customers)",
+    "an e-mail's case": "UPDATE customers SET email = upper(email)",
+    "a joined customer parts": "UPDATE customers SET email = 'parted' || id || '@example.org' WHERE lower(email) IN (SELECT lower(email) FROM studio_owners)",
+    "a customer joins": (
+        "UPDATE customers SET email = (SELECT max(email) FROM studio_owners WHERE lower(email) NOT IN (SELECT lower(email) FROM customers))"
+        " WHERE id = (SELECT max(id) FROM customers)"
+    ),
+    "a booking": (
+        "INSERT INTO bookings SELECT (jsonb_populate_record(b, '{\"id\": \"b-new\"}')).* FROM bookings AS b WHERE \"customerId\" IS NOT NULL LIMIT 1"
+    ),
+    "a guest's booking": (
+        "INSERT INTO bookings SELECT (jsonb_populate_record(b, '{\"id\": \"b-new\", \"customerId\": null, \"customerEmail\": \"Guest@Example.org \"}')).*"
+        " FROM bookings AS b LIMIT 1"
+    ),
+    "every booking a guest's": "UPDATE bookings SET \"customerId\" = NULL, \"customerEmail\" = 'g' || length(id) || '@example.org'",
+    "every status": "UPDATE bookings SET status = 'CANCELLED', \"updatedAt\" = now()",
+    "some bookings go": "DELETE FROM bookings WHERE id < (SELECT avg(length(id))::text || max(id) FROM bookings)",
+    "every customer goes": "DELETE FROM customers",
+    "every favourite goes": 'DELETE FROM "_CustomerFavorites"',
+    "a favourite": 'INSERT INTO "_CustomerFavorites" SELECT c.id, s.id FROM customers AS c, studios AS s ON CONFLICT DO NOTHING',
+    "sessions": "INSERT INTO sessions SELECT 's-' || id, 't-' || id, id, now() FROM studio_owners",
+    "sessions go": "DELETE FROM sessions",
+    "accounts": "UPDATE accounts SET access_token = 'x'",
+    "accounts go": "DELETE FROM accounts",
+    "studios change hands": "UPDATE studios SET \"ownerId\" = (SELECT min(id) FROM studio_owners)",
+    "studios without owner": "UPDATE studios SET \"ownerId\" = NULL",
+    "a studio goes": "DELETE FROM studios WHERE id = (SELECT min(id) FROM studios)",
+    "every studio goes": "DELETE FROM studios",
+    "every owner goes": "DELETE FROM studio_owners",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_forward_carries(session, write):
+    forward(session)
+    session.execute(WRITES[write])
+    in_step(session)
+    assert session.value("SELECT count(*) FROM studios") > 0 or write == "every studio goes"
