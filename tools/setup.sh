@@ -76,6 +76,20 @@ offer_node() {
     touch .cache/node-asked
 }
 
+# What the tests of backups run for real: encryption, a second engine, and another host over SSH. No server may start by itself.
+offer_backup_programs() {
+    [ -e .cache/backup-programs-asked ] && return
+    if ! { command -v age && command -v pgbackrest && command -v ssh && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
+        local policy=/usr/sbin/policy-rc.d made=""
+        if [ ! -e "$policy" ]; then
+            printf '#!/bin/sh\nexit 101\n' | $(become) tee "$policy" >/dev/null && $(become) chmod 0755 "$policy" && made=yes
+        fi
+        apt_install age pgbackrest openssh-client openssh-server || say "age, pgbackrest and openssh-server could not be installed: the tests with them will fail"
+        [ -z "$made" ] || $(become) rm -f "$policy"
+    fi
+    touch .cache/backup-programs-asked
+}
+
 # Two terminals may start at once; the second waits and finds all done.
 mkdir -p .cache
 exec 9>.cache/setup.lock
@@ -85,3 +99,4 @@ make_environment
 .venv/bin/python tools/install_collections.py
 offer_debian_postgresql
 offer_node
+offer_backup_programs

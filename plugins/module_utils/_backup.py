@@ -14,9 +14,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_comp
     check_level,
     choose_compression,
 )
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import (
+    Encryption,
+    choose_encryption,
+    writing,
+)
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import (
-    DUMP_NAMES,
-    GLOBALS,
     MANIFEST,
     MANIFEST_VERSION,
     Workplace,
@@ -25,17 +28,18 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_file
     list_files,
     planned_name,
     sha256_of_files,
+    stored_names,
     utc,
     write_json,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_globals import dump_globals, find_globals_program
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
     Child,
+    Pipe,
     Program,
     child_environment,
     ending_in_order,
     find_program,
-    running,
     write_service_file,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import (
@@ -76,12 +80,21 @@ _ADVICE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class _Means:
+    """What a dump is made with: ``pg_dump``, its compression, and encryption or None."""
+
+    program: Program
+    compression: Compression
+    encryption: Encryption | None
+
+
+@dataclasses.dataclass(frozen=True)
 class BackupOptions:
     """What decides how a backup is taken.
 
     Attributes:
         directory: where backups are kept.
-        format: ``directory`` or ``custom``; ``plain`` is refused.
+        format: ``directory`` or ``custom``; ``plain`` is refused, and so is ``directory`` with recipients.
         jobs: parallel workers of the directory format.
         compression: ``gzip``, ``lz4``, ``zstd``, or ``auto`` for the best that pg_dump can.
         compression_level: as the method counts; 1 is the fastest of each, 0 is none (gzip and auto only).
@@ -89,6 +102,7 @@ class BackupOptions:
         required_bytes: free disk to ask for; None for the size of the database.
         lock_wait_timeout: how long to wait for a table that is locked exclusively, in seconds.
         bin_dir: the directory of pg_dump; None to search for one that fits the server.
+        encryption_recipients: public keys of age to encrypt for; none for no encryption.
     """
 
     directory: str
@@ -100,6 +114,7 @@ class BackupOptions:
     required_bytes: int | None
     lock_wait_timeout: float
     bin_dir: str | None
+    encryption_recipients: list[str]
 
     def __post_init__(self) -> None:
         if self.format == "plain":
@@ -108,14 +123,23 @@ class BackupOptions:
                 "pg_restore cannot read a plain SQL dump, so nobody could prove it or go back with it",
                 "Set format to directory or custom; pg_restore --file turns either into SQL whenever it is wanted",
             )
+        if self.format == "directory" and self.encryption_recipients:
+            raise UnifiedUserError(
+                "encrypt a backup in directory format",
+                "pg_dump can only write its many files to disk, and plaintext must never be there",
+                "Set format to auto or custom, which is dumped by one worker",
+            )
         if self.jobs < 1:
             raise UnifiedUserError("take a backup", f"jobs is {self.jobs}", "Set it to at least 1")
         check_level(self.compression, self.compression_level)
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any]) -> BackupOptions:
-        """Take the options out of module parameters."""
-        return cls(**{name: parameters[name] for name in cls.__dataclass_fields__})
+        """Take the options out of module parameters; format ``auto`` is directory, and custom for what is to be encrypted."""
+        values = {name: parameters[name] for name in cls.__dataclass_fields__}
+        if values["format"] == "auto":
+            values["format"] = "custom" if values["encryption_recipients"] else "directory"
+        return cls(**values)
 
 
 def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -144,6 +168,7 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
         find_globals_program(program)
         compression = choose_compression(program, options.compression, options.compression_level)
+        encryption = choose_encryption(options.encryption_recipients)
         _check_disk(options, properties)
         result = {
             "changed": True,
@@ -151,7 +176,9 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             "database": properties["name"],
             "server_version": server["version"],
             "client_version": program.version,
+            "format": options.format,
             "compression": dataclasses.asdict(compression),
+            "encrypted": encryption is not None,
         }
         if check_mode:
             path = os.path.join(os.path.abspath(options.directory), planned_name(properties["name"]))
@@ -159,7 +186,8 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         with ending_in_order(), explaining(f"write a backup below {options.directory}"):
             workplace = Workplace(options.directory, properties["name"])
             try:
-                manifest = _fill(workplace, database, parameters, options, compression, program, properties, server, started)
+                means = _Means(program, compression, encryption)
+                manifest = _fill(workplace, database, parameters, options, means, properties, server, started)
                 path = workplace.publish()
             finally:
                 workplace.close()
@@ -217,16 +245,16 @@ def _fill(
     database: Database,
     parameters: dict[str, Any],
     options: BackupOptions,
-    compression: Compression,
-    program: Program,
+    means: _Means,
     properties: dict[str, Any],
     server: dict[str, Any],
     started: float,
 ) -> dict[str, Any]:
     """Make the dump and the manifest in the workplace and return the manifest."""
-    contents = _dump(workplace, database, parameters, options, compression, program, properties["name"])
-    files = list_files(workplace.path, DUMP_NAMES[options.format])
-    size = sum(file["size"] for file in files if file["name"] != GLOBALS)
+    dump, beside = stored_names(options.format, means.encryption is not None)
+    contents = _dump(workplace, database, parameters, options, means, properties["name"])
+    files = list_files(workplace.path, (dump, beside))
+    size = sum(file["size"] for file in files if file["name"] != beside)
     if size < options.minimum_bytes:
         raise UnifiedUserError(
             f"accept the dump of database {properties['name']}",
@@ -240,9 +268,10 @@ def _fill(
         "database": properties["name"],
         "properties": properties,
         "server": server,
-        "client_version": program.version,
+        "client_version": means.program.version,
         "format": options.format,
-        "compression": dataclasses.asdict(compression),
+        "compression": dataclasses.asdict(means.compression),
+        "encryption": means.encryption.facts if means.encryption else None,
         **contents,
         "files": files,
         "sha256": sha256_of_files(files),
@@ -259,12 +288,13 @@ def _dump(
     database: Database,
     parameters: dict[str, Any],
     options: BackupOptions,
-    compression: Compression,
-    program: Program,
+    means: _Means,
     name: str,
 ) -> dict[str, Any]:
     """Run pg_dump on an exported snapshot and measure the same snapshot beside it; return what was measured."""
     action = f"dump database {name}"
+    held = [workplace.descriptor]
+    target, beside = (os.path.join(workplace.path, part) for part in stored_names(options.format, means.encryption is not None))
     environment, rest = child_environment(parameters, database)
     service_file = os.path.join(workplace.path, "service.conf")
     environment.update(write_service_file(service_file, rest))
@@ -283,13 +313,12 @@ def _dump(
                 "sequences": read_sequences(database),
                 "catalogue": read_catalogue(database),
             }
-            target = os.path.join(workplace.path, DUMP_NAMES[options.format])
-            arguments = _arguments(options, compression, parameters, snapshot["id"], target)
-            with running(program, arguments, environment, [workplace.descriptor]) as child:
+            arguments = _arguments(options, means.compression, parameters, snapshot["id"])
+            with writing(means.program, arguments, environment, held, target, means.encryption) as child:
                 contents["tables"] = measure_rows(database, tables, lambda: _stop_if_failed(child, action))
                 _stop_if_complained(child, action)
         contents["globals"] = dump_globals(
-            find_globals_program(program), workplace.path, name, parameters.get("session_role"), environment, [workplace.descriptor]
+            find_globals_program(means.program), beside, name, parameters.get("session_role"), environment, held, means.encryption
         )
     except psycopg2.Error as error:
         raise UnifiedUserError(action, describe(error), _next_step(str(error))) from error
@@ -300,15 +329,12 @@ def _dump(
     return contents
 
 
-def _arguments(
-    options: BackupOptions, compression: Compression, parameters: dict[str, Any], snapshot: str, target: str
-) -> list[str]:
+def _arguments(options: BackupOptions, compression: Compression, parameters: dict[str, Any], snapshot: str) -> list[str]:
     arguments = [
         f"--format={options.format}",
         f"--snapshot={snapshot}",
         compression.argument,
         f"--lock-wait-timeout={int(options.lock_wait_timeout * 1000)}",
-        f"--file={target}",
         "--no-password",
     ]
     if options.format == "directory":
@@ -318,12 +344,12 @@ def _arguments(
     return arguments
 
 
-def _stop_if_failed(child: Child, action: str) -> None:
+def _stop_if_failed(child: Child | Pipe, action: str) -> None:
     if child.failed():
         _stop_if_complained(child, action)
 
 
-def _stop_if_complained(child: Child, action: str) -> None:
+def _stop_if_complained(child: Child | Pipe, action: str) -> None:
     complaint = child.wait()
     if complaint:
         raise UnifiedUserError(action, complaint, _next_step(complaint))

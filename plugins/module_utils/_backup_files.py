@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A backup on disk: one directory with the dump, its manifest, and the proof that this very dump was restored.
 
-``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``. While it
-is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
+``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``. What is
+encrypted bears a further ``.age``. While a backup is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PROOF = "proof.json"
 GLOBALS = "globals.sql"
 #: Format of pg_dump -> where the dump lies in the backup's directory.
 DUMP_NAMES = {"directory": "dump", "custom": "database.dump"}
+#: What the names of encrypted files end in.
+ENCRYPTED = ".age"
 
 _NEEDED_KEYS = {
     "database": str,
@@ -84,12 +86,27 @@ def sha256_of_files(files: list[dict[str, Any]]) -> str:
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def list_files(directory: str, dump: str) -> list[dict[str, Any]]:
+def stored_names(form: str, encrypted: bool) -> tuple[str, str]:
+    """Return where the dump and the globals of a backup lie in its directory.
+
+    Args:
+        form: a key of `DUMP_NAMES`.
+        encrypted: whether both are.
+    """
+    suffix = ENCRYPTED if encrypted else ""
+    return DUMP_NAMES[form] + suffix, GLOBALS + suffix
+
+
+def list_files(directory: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Describe every file of a backup, the dump and what may lie beside it: name relative to the backup's directory, size in
     bytes, sha256. Sorted by name.
+
+    Args:
+        directory: the backup's directory.
+        names: of `stored_names`.
     """
     paths = []
-    for path in (os.path.join(directory, name) for name in (dump, GLOBALS)):
+    for path in (os.path.join(directory, name) for name in names):
         if os.path.isdir(path):
             paths += [os.path.join(parent, name) for parent, _folders, names in os.walk(path) for name in names]
         elif os.path.exists(path):
@@ -304,9 +321,18 @@ class Backup:
             raise UnifiedUserError(action, f"{MANIFEST} contradicts itself: its digest is not that of its list of files", advice)
 
     @property
+    def encrypted(self) -> bool:
+        """Whether its files are of no use without an identity of age."""
+        return bool(self.manifest.get("encryption"))
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return stored_names(self.manifest["format"], self.encrypted)
+
+    @property
     def dump_path(self) -> str:
-        """The file or directory that pg_restore reads."""
-        return os.path.join(self.path, DUMP_NAMES[self.manifest["format"]])
+        """The file or directory that pg_restore reads, once it is decrypted."""
+        return os.path.join(self.path, self._names[0])
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -327,7 +353,7 @@ class Backup:
         """
         expected = {file["name"]: file for file in self.manifest["files"]}
         with explaining(f"read backup {self.path}"):
-            found = list_files(self.path, DUMP_NAMES[self.manifest["format"]])
+            found = list_files(self.path, self._names)
         present = {file["name"]: file for file in found}
         problems = [f"{name} is not in the manifest" for name in sorted({*present} - {*expected})]
         for name, want in expected.items():

@@ -8,12 +8,11 @@ import os
 import re
 from typing import Any, Sequence
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import GLOBALS
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import Encryption, writing
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
     Program,
     database_keywords,
     find_program,
-    running,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
@@ -30,17 +29,18 @@ def find_globals_program(dump_program: Program) -> Program:
 
 
 def dump_globals(
-    program: Program, folder: str, database: str, role: str | None, environment: dict[str, str], held: Sequence[int]
+    program: Program, path: str, database: str, role: str | None, environment: dict[str, str], held: Sequence[int], encryption: Encryption | None
 ) -> dict[str, Any]:
     """Write roles, memberships, settings of roles and tablespaces, without passwords, as SQL beside the dump.
 
     Args:
         program: ``pg_dumpall``.
-        folder: the directory of the backup that is being made.
+        path: the file to write.
         database: the database to be connected to.
         role: the role to switch to, None for none.
         environment: see `child_environment`.
         held: file descriptors that the program inherits.
+        encryption: how to encrypt it, None for not at all.
 
     Returns:
         What the manifest says about it: ``included``, and why not where the role may not read them.
@@ -48,11 +48,10 @@ def dump_globals(
     Raises:
         UnifiedUserError: it went wrong for any other reason.
     """
-    path = os.path.join(folder, GLOBALS)
-    arguments = ["--globals-only", "--no-role-passwords", "--no-password", f"--database={database_keywords(database)}", f"--file={path}"]
+    arguments = ["--globals-only", "--no-role-passwords", "--no-password", f"--database={database_keywords(database)}"]
     if role:
         arguments.append(f"--role={role}")
-    with running(program, arguments, environment, held) as child:
+    with writing(program, arguments, environment, held, path, encryption) as child:
         complaint = child.wait()
     if not complaint:
         return {"included": True, "reason": None}

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Iterator, NoReturn, Sequence
+from typing import Any, Callable, Iterator, NoReturn, Sequence
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import (
     Database,
@@ -60,6 +60,7 @@ _ENVIRONMENT = {
 
 _ERROR_LINE = re.compile(r"^[\w.]+: (?:error|fatal): |\b(?:ERROR|FATAL|PANIC): ")
 _DATA_LINE = re.compile(r"^\s|^(?:[\w.]+: )?(?:detail|context|statement|command was|hint):|^COPY ", re.IGNORECASE)
+_LEFT_ALONE = re.compile(rf"broken pipe|killed by signal {signal.SIGPIPE.value}$", re.IGNORECASE)
 _EMAIL = re.compile(r"[^\s@'\"(=]+(@[^\s@'\")=,;]+)")
 _BAD_VALUE = re.compile(r"(invalid input (?:syntax|value) for [^:]+: ).*", re.IGNORECASE)
 
@@ -214,10 +215,18 @@ class Child:
         arguments: without any secret: everybody on the host can read them.
         environment: see `child_environment`.
         held: file descriptors that it inherits, so that a lock on them lasts as long as it lives.
+        stdin: what it reads, a file descriptor or file; nothing if not given.
+        stdout: where its output goes; nowhere if not given.
     """
 
     def __init__(
-        self, program: Program, arguments: Sequence[str], environment: dict[str, str], held: Sequence[int] = ()
+        self,
+        program: Program,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        held: Sequence[int] = (),
+        stdin: Any = subprocess.DEVNULL,
+        stdout: Any = subprocess.DEVNULL,
     ) -> None:
         self.program = program
         self._secrets = [environment.get("PGPASSWORD", "")]
@@ -226,11 +235,13 @@ class Child:
         self._process = subprocess.Popen(
             [program.path, *arguments],
             env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdin=stdin,
+            stdout=stdout,
             stderr=self._stderr,
             pass_fds=tuple(held),
             cwd="/",
+            # Without a terminal of its own nothing can stop to ask for a passphrase.
+            start_new_session=True,
         )
 
     def failed(self) -> bool:
@@ -270,6 +281,57 @@ def running(
         yield child
     finally:
         child.stop()
+
+
+class Pipe:
+    """Two programs of which the first writes what the second reads.
+
+    Args:
+        first: starts the first program, given the descriptor to write to.
+        second: starts the second program, given the descriptor to read from.
+    """
+
+    def __init__(self, first: Callable[[int], Child], second: Callable[[int], Child]) -> None:
+        source, target = os.pipe()
+        self._children: list[Child] = []
+        try:
+            self._children.append(second(source))
+            self._children.insert(0, first(target))
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            # Only the programs hold the ends now, so that each notices the other's end.
+            os.close(source)
+            os.close(target)
+
+    def failed(self) -> bool:
+        """Whether one of them has ended already, with an error."""
+        return any(child.failed() for child in self._children)
+
+    def wait(self) -> str | None:
+        """Wait for the end of both; return None if they did their work, else the complaint that came first.
+
+        Whoever is left alone by the other only complains of a broken pipe.
+        """
+        complaints = [complaint for complaint in [child.wait() for child in self._children] if complaint]
+        causes = [complaint for complaint in complaints if not _LEFT_ALONE.search(complaint)]
+        return (causes or complaints or [None])[0]
+
+    def stop(self) -> None:
+        """End both if they still run, and wait until they are gone."""
+        for child in self._children:
+            child.stop()
+
+
+@contextlib.contextmanager
+def piped(first: Callable[[int], Child], second: Callable[[int], Child]) -> Iterator[Pipe]:
+    """Run two programs, one into the other, for the length of the block; see `Pipe`."""
+    pipe = Pipe(first, second)
+    try:
+        yield pipe
+    finally:
+        pipe.stop()
 
 
 @contextlib.contextmanager

@@ -12,8 +12,12 @@ import time
 from typing import Any
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _scratch
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import Decryption
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import Backup, free_bytes, newest, utc
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
+    Child,
+    Pipe,
+    Program,
     child_environment,
     database_argument,
     ending_in_order,
@@ -159,7 +163,7 @@ class Restore:
 
     Args:
         parameters: module parameters: connection options, ``state`` (``tested`` or ``restored``), ``target``, ``jobs``,
-            ``bin_dir``, ``maintenance_db``.
+            ``bin_dir``, ``maintenance_db``, ``decryption_identity_file``.
         backup: what to restore.
         check_mode: look at everything that would stop it, and only say what would be done.
         purpose: what the copy's mark says it is for, when not for what the state is; only copies of one purpose replace each other.
@@ -169,6 +173,7 @@ class Restore:
         self._parameters = parameters
         self._backup = backup
         self._check_mode = check_mode
+        self._decryption: Decryption | None = None
         self._state = parameters["state"]
         self._purpose = purpose or self._state
         self.target = parameters.get("target") or _scratch.derived_name(backup.manifest["database"], _SUFFIXES[self._purpose])
@@ -181,6 +186,8 @@ class Restore:
         """
         started = time.monotonic()
         self._backup.verify_files()
+        if self._backup.encrypted:
+            self._decryption = Decryption(self._backup.dump_path, self._parameters.get("decryption_identity_file"))
         admin = connect(self._parameters, self._parameters["maintenance_db"])
         try:
             return self._run(admin, started)
@@ -282,13 +289,12 @@ class Restore:
             )
         return "passed"
 
-    def _fill(self, admin: Database, program: Any) -> int:
+    def _fill(self, admin: Database, program: Program) -> int:
         """Run pg_restore and return how long it took, in milliseconds."""
         started = time.monotonic()
         environment, rest = child_environment(self._parameters, admin)
         arguments = [
             database_argument(self.target),
-            f"--jobs={self._parameters['jobs']}",
             "--exit-on-error",
             "--no-subscriptions",
             "--no-password",
@@ -297,11 +303,17 @@ class Restore:
             arguments.append(f"--role={self._parameters['session_role']}")
         with tempfile.TemporaryDirectory(prefix="unified_user-") as folder:
             environment.update(write_service_file(os.path.join(folder, "service.conf"), rest))
-            with running(program, [*arguments, self._backup.dump_path], environment) as child:
+            with self._reading(program, arguments, environment) as child:
                 complaint = child.wait()
         if complaint:
             raise UnifiedUserError(f"restore {self._backup.dump_path} into database {self.target}", complaint, _next_step(complaint))
         return int((time.monotonic() - started) * 1000)
+
+    def _reading(self, program: Program, arguments: list[str], environment: dict[str, str]) -> contextlib.AbstractContextManager[Child | Pipe]:
+        """Run pg_restore on the files, or on what is being decrypted from them: a stream has one reader, so one worker."""
+        if self._decryption:
+            return self._decryption.feeding(program, arguments, environment)
+        return running(program, [*arguments, f"--jobs={self._parameters['jobs']}", self._backup.dump_path], environment)
 
     def _compare(self) -> dict[str, list[dict[str, Any]]]:
         copy = connect(self._parameters, self.target)

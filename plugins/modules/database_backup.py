@@ -38,13 +38,14 @@ options:
   format:
     description:
       - What C(pg_dump) writes. V(directory) is dumped by several workers, V(custom) is one file.
+      - V(auto) is V(custom) for what is to be encrypted, else V(directory).
       - V(plain) is refused, because C(pg_restore) cannot read it and so nobody could prove it or go back with it.
     type: str
-    default: directory
-    choices: [directory, custom, plain]
+    default: auto
+    choices: [auto, directory, custom, plain]
   jobs:
     description:
-      - How many workers dump with O(format=directory). Each takes a connection of its own.
+      - How many workers dump in directory format. Each takes a connection of its own.
     type: int
     default: 2
   compression:
@@ -81,6 +82,15 @@ options:
       - The directory of C(pg_dump) and C(pg_dumpall). They must not be older than the server.
       - If not given, C(PATH) and the directories that packages use are searched for one of the server's major, else the next newer one.
     type: path
+  encryption_recipients:
+    description:
+      - Public keys that the dump and C(globals.sql) are encrypted for, with the program C(age), which must be in C(PATH). The identity
+        of any of them decrypts. Native keys (C(age1...)) and SSH public keys will do.
+      - C(pg_dump) writes into C(age), so that plaintext never is on a disk. That needs one stream, so O(format=directory) is refused.
+      - C(manifest.json) stays readable. It holds names of tables, counts, sums and digests, and no row.
+    type: list
+    elements: str
+    default: []
 notes:
   - The password is handed to C(pg_dump) in its environment, never as an argument.
   - Large objects are part of the dump and of the proof. What extensions own is left to them.
@@ -158,6 +168,15 @@ compression:
   returned: success
   type: dict
   sample: {method: zstd, level: 1}
+format:
+  description: What the dump is written as, or would be.
+  returned: success
+  type: str
+  sample: directory
+encrypted:
+  description: Whether it is encrypted, or would be.
+  returned: success
+  type: bool
 client_version:
   description: Version of C(pg_dump).
   returned: success
@@ -182,7 +201,7 @@ def main() -> None:
     module = UnifiedUserModule(
         argument_spec={
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
-            "format": {"type": "str", "default": "directory", "choices": ["directory", "custom", "plain"]},
+            "format": {"type": "str", "default": "auto", "choices": ["auto", "directory", "custom", "plain"]},
             "jobs": {"type": "int", "default": 2},
             "compression": {"type": "str", "default": "gzip", "choices": ["auto", "gzip", "lz4", "zstd"]},
             "compression_level": {"type": "int", "default": 1},
@@ -190,6 +209,7 @@ def main() -> None:
             "required_bytes": {"type": "int"},
             "lock_wait_timeout": {"type": "float", "default": 30},
             "bin_dir": {"type": "path"},
+            "encryption_recipients": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

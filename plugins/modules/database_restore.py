@@ -62,13 +62,18 @@ options:
     type: str
   jobs:
     description:
-      - How many workers restore. Each takes a connection of its own.
+      - How many workers restore. Each takes a connection of its own. An encrypted backup is restored by one.
     type: int
     default: 2
   bin_dir:
     description:
       - The directory of C(pg_restore). It must not be older than the C(pg_dump) that made the backup.
       - If not given, C(PATH) and the directories that packages use are searched for one of the server's major, else the next newer one.
+    type: path
+  decryption_identity_file:
+    description:
+      - The file with the identity (secret key) that opens an encrypted backup, on the host that the module runs on.
+      - The dump is decrypted into C(pg_restore), never to a disk.
     type: path
   maintenance_db:
     description:
@@ -203,6 +208,7 @@ def main() -> None:
             "target": {"type": "str"},
             "jobs": {"type": "int", "default": 2},
             "bin_dir": {"type": "path"},
+            "decryption_identity_file": {"type": "path"},
             "maintenance_db": {"type": "str", "default": "postgres"},
         },
         supports_check_mode=True,

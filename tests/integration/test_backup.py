@@ -9,7 +9,6 @@ import os
 import signal
 import stat
 import threading
-import time
 from pathlib import Path
 
 import psycopg2
@@ -21,32 +20,11 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from psycopg2 import sql
 
+from tests.integration.backup_support import biggest, databases, flip, refuse, restore, succeed, visible, wait_until
 from tests.module_process import ModuleProcess, connection_options, run_module
 
 REFERENCE = {"public.studio_owners": 42, "public.customers": 158, "public.bookings": 312}
 BIG_ROWS = 200_000
-
-
-@pytest.fixture
-def admin(cluster):
-    """A session on another database than those that are backed up."""
-    with contextlib.closing(Database(cluster.connect())) as session:
-        yield session
-
-
-@pytest.fixture
-def site(cluster, tmp_path):
-    """Options of both modules for a database: `site(name, **changes)`."""
-
-    def options(database: str, **changes) -> dict:
-        return {
-            **connection_options(cluster, database),
-            "directory": str(tmp_path / "backups"),
-            "bin_dir": str(Path(cluster.bin("pg_dump")).parent),
-            **changes,
-        }
-
-    return options
 
 
 @pytest.fixture
@@ -66,44 +44,6 @@ def backup(site, legacy_reference_database):
     """The options for, and result of, a backup of the reference case."""
     options = site(legacy_reference_database)
     return options, succeed(run_module("database_backup", options))
-
-
-def succeed(result: dict) -> dict:
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def refuse(result: dict, *words: str) -> str:
-    """The message of a failure, which must hold the words and read as every message of ours does."""
-    assert result.get("failed"), result
-    message = result["msg"]
-    assert message.startswith("Failed to ") and message.endswith("."), message
-    for word in words:
-        assert word in message, message
-    return message
-
-
-def restore(options: dict, result: dict, **changes) -> dict:
-    keep = {key: value for key, value in options.items() if key not in ("format", "jobs")}
-    return run_module("database_restore", {**keep, "backup": result["path"], **changes})
-
-
-def databases(admin: Database) -> set[str]:
-    return {row["datname"] for row in admin.rows("SELECT datname FROM pg_database")}
-
-
-def visible(options: dict) -> list[str]:
-    directory = Path(options["directory"])
-    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
-
-
-def wait_until(condition, seconds: float = 20):
-    """Wait for a condition to hold; fails when it never does."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
-    return found
 
 
 @pytest.fixture
@@ -483,17 +423,6 @@ def test_a_killed_backup_looks_like_none_and_is_removed_by_the_next(pg_dump_held
 
 
 # --- what stops a restore ----------------------------------------------------------------------------------------------
-
-
-def biggest(taken: dict) -> Path:
-    files = json.loads(Path(taken["manifest"]).read_text())["files"]
-    return Path(taken["path"], max(files, key=lambda file: file["size"])["name"])
-
-
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x40
-    path.write_bytes(content)
 
 
 DAMAGES = {

@@ -23,7 +23,7 @@ def make_backup(folder: Path, snapshot_time: str = "2025-11-01T22:00:00.000Z", d
     (folder / "dump").mkdir(parents=True)
     (folder / "dump" / "toc.dat").write_bytes(b"contents")
     (folder / "dump" / "1.dat.gz").write_bytes(b"rows" * 50)
-    files = _backup_files.list_files(str(folder), "dump")
+    files = _backup_files.list_files(str(folder), ("dump", "globals.sql"))
     properties = dict.fromkeys(("name", "encoding", "collate", "ctype", "provider", "locale"), "x")
     manifest = {
         "manifest_version": 2,
