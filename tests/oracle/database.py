@@ -68,12 +68,13 @@ def write_legacy(connection: Any, legacy: Legacy, layout: Layout) -> None:
             rows = legacy[table]
             if rows:
                 columns = legacy.shape.columns(table)
-                values = [[_parameter(column, row[name]) for name, column in columns.items()] for row in rows]
+                values = [[parameter(column, row[name]) for name, column in columns.items()] for row in rows]
                 target = f"{layout.relation(table)} ({layout.column_list(table)})".replace("%", "%%")
                 extras.execute_values(cursor, f"INSERT INTO {target} VALUES %s", values, page_size=len(values))
 
 
-def _parameter(column: Column, value: Any) -> Any:
+def parameter(column: Column, value: Any) -> Any:
+    """A value as psycopg2 is to be given it."""
     if value is None:
         return None
     if column.kind == "moment":

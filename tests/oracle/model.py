@@ -197,13 +197,14 @@ def _first_not_blank(values: Iterable[str | None]) -> str | None:
     return next((value for value in values if not blank(value)), None)
 
 
-def project(legacy: Legacy, policies: Policies = Policies(), started_at: float = 0) -> Projection:
+def project(legacy: Legacy, policies: Policies = Policies(), started_at: float = 0, guest_ids: dict[str, str] | None = None) -> Projection:
     """Everything the contract, sections 2 and 3, says about one legacy database.
 
     Args:
         legacy: the database.
         policies: the operator's choices.
         started_at: the run's start, a moment (see `tests.oracle.moments`).
+        guest_ids: key -> the id of its guest, where that is not the one derived from the key.
 
     Returns:
         The projection; one with blockers has nothing else.
@@ -212,7 +213,8 @@ def project(legacy: Legacy, policies: Policies = Policies(), started_at: float =
     people = _people(legacy, policies)
     identities = _identities(people, policies)
     bookings = _sort_bookings(legacy, identities, policies)
-    blockers = _blockers(legacy, people, identities, bookings, policies)
+    guest_ids = {key: (guest_ids or {}).get(key, derived_id("guest:" + key)) for key in bookings["guest"]}
+    blockers = _blockers(legacy, people, identities, bookings, guest_ids, policies)
     if any(blockers.values()):
         return Projection(blockers={name: found for name, found in blockers.items() if found})
 
@@ -230,7 +232,7 @@ def project(legacy: Legacy, policies: Policies = Policies(), started_at: float =
             if holds:
                 _assign(result, shape, user["id"], role, started_at)
     for key, theirs in bookings["guest"].items():
-        user = _guest(shape, key, theirs, policies)
+        user = _guest(shape, key, guest_ids[key], theirs, policies)
         result.tables["users"][user["id"]] = user
         result.identity_map["bookings", key] = user["id"]
         _assign(result, shape, user["id"], policies.guest_role, started_at)
@@ -238,7 +240,7 @@ def project(legacy: Legacy, policies: Policies = Policies(), started_at: float =
     owner_of = {i: user for (table, i), user in result.identity_map.items() if table == "studio_owners"}
     customer_of = {i: user for (table, i), user in result.identity_map.items() if table == "customers"}
     _follow(legacy, result, owner_of, customer_of, carried_owners, started_at, counts)
-    _book(legacy, result, bookings, identities, customer_of, policies, counts)
+    _book(legacy, result, bookings, identities, customer_of, guest_ids, policies, counts)
 
     result.warnings = _homeless(legacy)
     result.odd_keys = {key for key in [*identities, *bookings["guest"]] if any(not "!" <= char <= "~" for char in key)}
@@ -325,7 +327,14 @@ def _sort_bookings(legacy: Legacy, identities: dict[str, list[_Member]], policie
     return found
 
 
-def _blockers(legacy: Legacy, people: list[_Member], identities: dict[str, list[_Member]], bookings: dict[str, Any], policies: Policies) -> dict[str, set]:
+def _blockers(
+    legacy: Legacy,
+    people: list[_Member],
+    identities: dict[str, list[_Member]],
+    bookings: dict[str, Any],
+    guest_ids: dict[str, str],
+    policies: Policies,
+) -> dict[str, set]:
     """Name -> what is blocked.
 
     ``duplicate_identities`` holds (key, the identity's (table, id) pairs), ``unusable_emails``
@@ -349,7 +358,7 @@ def _blockers(legacy: Legacy, people: list[_Member], identities: dict[str, list[
         blockers["unresolvable_bookings"] = {row["id"] for row in bookings["unresolvable"]}
 
     derived = [("customers", person.row["id"], person.user_id) for person in people if person.user_id != person.row["id"]]
-    derived += [("bookings", key, derived_id("guest:" + key)) for key in bookings["guest"]]
+    derived += [("bookings", key, user_id) for key, user_id in guest_ids.items()]
     stored = {person.row["id"] for person in people}
     for table, source, user_id in derived:
         others = [other for other in derived if other[2] == user_id and other[:2] != (table, source)]
@@ -403,7 +412,7 @@ def _password(members: list[_Member], policies: Policies, counts: dict[str, int]
     return source.row["password"]
 
 
-def _guest(shape: Shape, key: str, bookings: list[Row], policies: Policies) -> Row:
+def _guest(shape: Shape, key: str, user_id: str, bookings: list[Row], policies: Policies) -> Row:
     """The guest of one key, made of the bookings that rule 3 resolves."""
     latest_first = sorted(bookings, key=lambda row: (row["createdAt"], row["id"].encode()), reverse=True)
     email = latest_first[0]["customerEmail"]
@@ -415,7 +424,7 @@ def _guest(shape: Shape, key: str, bookings: list[Row], policies: Policies) -> R
         shape,
         "users",
         {
-            "id": derived_id("guest:" + key),
+            "id": user_id,
             "email": email,
             "name": _first_not_blank(row["customerName"] for row in latest_first),
             "phone": _first_not_blank(row["customerPhone"] for row in latest_first),
@@ -487,6 +496,7 @@ def _book(
     bookings: dict[str, Any],
     identities: dict[str, list[_Member]],
     customer_of: dict[str, str],
+    guest_ids: dict[str, str],
     policies: Policies,
     counts: dict[str, int],
 ) -> None:
@@ -501,7 +511,7 @@ def _book(
         placed.append((row, members[0].user_id))
         counts["bookings_joined_unverified"] += not any(member.verified for member in members)
     for key, rows in bookings["guest"].items():
-        placed += [(row, derived_id("guest:" + key)) for row in rows]
+        placed += [(row, guest_ids[key]) for row in rows]
     for row, user_id in placed:
         image = _copy(legacy.shape, "bookings", "new_bookings", row)
         image["customerId"] = user_id

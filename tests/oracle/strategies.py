@@ -259,6 +259,18 @@ def _values(table: str, column: Column, special: dict[str, st.SearchStrategy]) -
     return st.one_of(st.none(), values, values) if column.nullable and column.name not in _REFERENCES else values
 
 
+@cache
+def row_values(shape: Shape, table: str, only: tuple[str, ...] = ()) -> st.SearchStrategy[dict[str, Any]]:
+    """A row's values, or those of the columns given, as far as the table has them; references are still numbers."""
+    columns = shape.columns(table)
+    return st.fixed_dictionaries({name: _values(table, columns[name], {}) for name in only or columns if name in columns})
+
+
+def email_addresses(unusable: bool = False) -> st.SearchStrategy[str]:
+    """Usable e-mail addresses that nearly collide; with some that are unusable."""
+    return _emails if unusable else _usable_emails
+
+
 def _rows(shape: Shape, table: str, big: bool, special: dict[str, st.SearchStrategy]) -> st.SearchStrategy[list[dict[str, Any]]]:
     row = st.fixed_dictionaries({name: _values(table, column, special) for name, column in shape.columns(table).items()})
     least, most = _SIZES[table]
