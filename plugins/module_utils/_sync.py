@@ -128,7 +128,8 @@ class Sync:
             keys = [row["key"] for row in self.database.rows(self._all_keys())]
         bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
         self.database.execute(
-            "SELECT unified_user_journal.recompute(%s::text[], '{}'::text[], %s::text[], (now() AT TIME ZONE 'UTC')::timestamp(3))", (keys, bookings)
+            "SELECT unified_user_journal.recompute(%s::text[], '{}', %s::text[], '{}', '{}', '{}', false, (now() AT TIME ZONE 'UTC')::timestamp(3))",
+            (keys, bookings),
         )
 
     def status(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ uu_near := ARRAY(
     UNION SELECT c.{customers.id} FROM {customers} AS c WHERE {customer_key} = ANY (uu_keys)
     UNION SELECT i.source_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys) AND i.source_table <> 'bookings'
     UNION SELECT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
-    UNION SELECT unnest(uu_ids));
+    {users_there}UNION SELECT unnest(uu_ids));
 uu_more := ARRAY(
     SELECT k.key FROM (
         SELECT {owner_key} AS key FROM {studio_owners} AS o WHERE o.{studio_owners.id} = ANY (uu_near)
@@ -85,7 +85,8 @@ uu_more := ARRAY(
 """
 
 _RECOMPUTE = """
-CREATE OR REPLACE FUNCTION unified_user_journal.recompute(uu_keys text[], uu_ids text[], uu_bookings text[], uu_at timestamp)
+CREATE OR REPLACE FUNCTION unified_user_journal.recompute(
+    uu_keys text[], uu_ids text[], uu_bookings text[], uu_rows text[], uu_studios text[], uu_reversed text[], uu_keep_password boolean, uu_at timestamp)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
 """
 
@@ -101,6 +102,10 @@ DECLARE
     uu_before text[];
     uu_users text[];
     uu_gone text[];
+    uu_owners_moved text[];
+    uu_customers_moved text[];
+    uu_gained text[];
+    uu_user text;
     uu_entries unified_user_journal.entry[];
 BEGIN
     uu_keys := ARRAY(SELECT DISTINCT k FROM unnest(uu_keys) AS k WHERE k IS NOT NULL);
@@ -116,6 +121,7 @@ BEGIN
         {members}
         uu_customers := ARRAY(SELECT m.source_id FROM unnest(uu_members) AS m WHERE m.side = {customer});
         {guests}
+        {assign}
         uu_before := ARRAY(SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys));
         uu_users := ARRAY(SELECT m.user_id FROM unnest(uu_members) AS m UNION SELECT g.user_id FROM unnest(uu_guests) AS g);
         uu_gone := ARRAY(SELECT unnest(uu_before) EXCEPT SELECT unnest(uu_users));
@@ -408,13 +414,14 @@ class Forward:
         keys = self._keys()
         return compose(_BODY, {
             "lock": compose(_LOCK, {"keys": sql.SQL("uu_more")}),
-            "closure": select(_CLOSURE, **keys),
+            "closure": select(_CLOSURE, users_there=self._users_there(), **keys),
             "blocked": self._blocked(),
             "members": gathered("nobody AS (SELECT)", member, "uu_members", self.people.member(), "m"),
             "guests": sql.Composed([
                 gathered("member AS (SELECT * FROM unnest(uu_members))", guest, "uu_guests", self.people.guest(), "g"), self._guest_ids()
             ]),
             "customer": sql.Literal(CUSTOMER_SIDE),
+            "assign": self._assign(),
             "bookings_of_gone": select(_BOOKINGS_OF_GONE, **keys),
             "fill": self._fill(),
         })  # fmt: skip
@@ -447,12 +454,23 @@ class Forward:
             " THEN 'derived_id_taken' END", **parts
         )
 
+    def _users_there(self):
+        """Return what adds the users who have one of the keys to what the keys touch."""
+        return sql.SQL("")
+
+    def _assign(self):
+        """Give members and guests other users than those of their rows alone; the contract's exactness leaves none."""
+        return sql.SQL("")
+
     def _guest_ids(self):
         guest = sql.SQL("uu_guests[uu_number].key")
         return compose(_GUEST_IDS, {
-            "taken": self.schema.compose(_GUEST_TAKEN),
+            "taken": self._guest_taken(),
             "next": derived_id(sql.Literal("guest:"), guest, sql.Literal("#"), sql.SQL("uu_try::text")),
         })  # fmt: skip
+
+    def _guest_taken(self):
+        return self.schema.compose(_GUEST_TAKEN)
 
     def _fill(self):
         projection = self.projection
@@ -562,14 +580,17 @@ class Forward:
         if table in _mapping.PEOPLE:
             return self._person_trigger(table)
         column = {name: column for name, column, unused in _REFERRING}[table]
-        ids = comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, column)}) for row in ("OLD", "NEW"))
-        return compose("BEGIN {slow} RETURN NULL; END", {"slow": _slow(ids=ids)})
+        touched = {"ids": column, **({"studios": {"studios": "id"}.get(table, "B")} if table in ("studios", "_CustomerFavorites") else {"rows": "id"})}
+        return compose("BEGIN {slow} RETURN NULL; END", {"slow": recompute(**{
+            name: comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, logical)}) for row in ("OLD", "NEW"))
+            for name, logical in touched.items()
+        })})  # fmt: skip
 
     def _booking_trigger(self):
         schema = self.schema
         row = lambda template, **parts: comma(schema.compose(template, row=sql.SQL(row), **parts) for row in ("OLD", "NEW"))  # noqa: E731
         pairs = [(sql.Identifier(left), sql.Identifier(right)) for left, right in schema.row_copy("new_bookings")]
-        slow = _slow(
+        slow = recompute(
             keys=comma(
                 schema.compose("CASE WHEN {row}.{bookings.customerId} IS NULL THEN {key} END", row=sql.SQL(name), key=self.key("bookings", name))
                 for name in ("OLD", "NEW")
@@ -617,19 +638,29 @@ class Forward:
             _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"), lock=compose(_LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
             same=schema.compose("NEW.{people.id} = OLD.{people.id} AND {new} = {old}", people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD")),
             update=update,
-            slow=_slow(
+            slow=recompute(
+                keep_password=schema.compose(
+                    "(TG_OP = 'UPDATE' AND OLD.{people.password} IS NOT DISTINCT FROM NEW.{people.password} AND {new} = {old})",
+                    people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD"),
+                ),
                 keys=comma(self.key(table, row) for row in rows), ids=comma(schema.compose("{row}.{people.id}", people=table, row=sql.SQL(row)) for row in rows)
             ),
         )
 
 
-def _slow(keys=None, ids=None, bookings=None):
-    """Call ``recompute`` with these keys, ids of legacy people, and ids of bookings; NULLs among them are nobody's."""
-    none = sql.SQL("NULL")
+def recompute(keep_password=None, **arrays):
+    """Call ``recompute`` with what a write touched; NULLs among it are nobody's.
+
+    Args:
+        keep_password: composed condition that no password changed, so that none comes back by itself.
+        arrays: ``keys``, ``ids`` of legacy people, ids of ``bookings``, ``rows`` (accounts and sessions) and ``studios``, and
+            the users whose own write this is (``reversed``): composed lists of text.
+    """
+    parts = {name: arrays.get(name) or sql.SQL("NULL") for name in ("keys", "ids", "bookings", "rows", "studios", "reversed")}
     return compose(
-        "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[], ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[],"
-        " (now() AT TIME ZONE 'UTC')::timestamp(3));",
-        {"keys": keys or none, "ids": ids or none, "bookings": bookings or none},
+        "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[], ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[], ARRAY[{rows}]::text[],"
+        " ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, (now() AT TIME ZONE 'UTC')::timestamp(3));",
+        {**parts, "keep_password": keep_password or sql.SQL("false")},
     )
 
 
