@@ -1,7 +1,7 @@
 # Everything a developer types. Each target sets up first what it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo psql test lint unit integration molecule bench changelog lock clean
+.PHONY: help setup demo psql test lint unit integration stress molecule bench changelog lock clean
 
 PY := .venv/bin/python
 READY := .cache/.ready
@@ -33,6 +33,9 @@ unit: setup ## run the unit tests
 
 integration: setup ## run the tests against every PostgreSQL major
 	@$(PY) tools/run_tests.py --stage integration
+
+stress: setup ## run many histories of writes under sync (STRESS_HISTORIES=1000 STRESS_SEED=0)
+	@UNIFIED_USER_STRESS_HISTORIES=$(or $(STRESS_HISTORIES),1000) $(PY) -m pytest -q -n 2 --all-majors --hypothesis-seed=$(or $(STRESS_SEED),0) tests/integration/test_sync_histories.py
 
 molecule: setup ## run the scenario on containers with systemd
 	@$(PY) tools/run_tests.py --stage molecule

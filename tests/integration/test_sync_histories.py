@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.application_writes.histories import histories, transactions
+from tests.application_writes.histories import histories
 from tests.integration.sync_reduction import Example, reduce
 from tests.integration.sync_subject import ROLE, SyncSubject, Witness, comes_from_a_function, describe, retrying, statements, unified_drift
 from tests.oracle.agreement import Leeway, disagreements
@@ -38,6 +38,9 @@ _TESTS = 6
 _STRESS = int(os.environ.get("UNIFIED_USER_STRESS_HISTORIES", "0"))
 _A_BATCH_EVERYWHERE = EXAMPLES_PER_BATCH * len(DATABASES) * _TESTS * max(1, len(embedded_postgres.available_majors()))
 BATCHES = max(1, -(-_STRESS // _A_BATCH_EVERYWHERE))
+
+# What an application repeats until it is done, or what means that it waited for ever.
+NEVER_IN_THE_END = ("40001", "40P01", "55P03")
 
 # What fails is made smaller by `reduce`, which knows what may be left out; and what threads do cannot be repeated anyway.
 EXAMPLES = settings(
@@ -99,8 +102,17 @@ def check(judge, example):
     if found:
         # A smaller one has to fail alike, not for another reason.
         kind = found[0].split(":")[0]
-        smaller = reduce(example, lambda one: any(line.split(":")[0] == kind for line in judge(one)))
-        pytest.fail(f"{smaller!r}\n" + "\n".join(judge(smaller) or found), pytrace=False)
+        last = {}
+
+        def fails(one):
+            found = judge(one)
+            alike = any(line.split(":")[0] == kind for line in found)
+            if alike:
+                last[id(one)] = found
+            return alike
+
+        smaller = reduce(example, fails)
+        pytest.fail(f"{smaller!r}\n" + "\n".join(last.get(id(smaller), found)), pytrace=False)
 
 
 def parity(subject, without_sync, outcome):
@@ -176,19 +188,17 @@ def test_both_sides_agree_whoever_writes(subject, without_sync, shape_and_naming
 
 
 def write_at_once(subject, scripts):
-    """Every script in a thread of its own; returns the outcomes of what was refused for no reason of its own."""
-    refused, committed = [], []
+    """Every script in a thread of its own; returns what was refused for no reason of its own."""
+    refused = []
     start = threading.Barrier(len(scripts))
 
     def work(number, script):
         application = subject.application(number)
         start.wait(10)
-        for transaction in script:
-            outcome = retrying(subject, application, transaction)
-            if outcome.error is None:
-                committed.append(outcome)
-            elif comes_from_a_function(outcome.error) or outcome.error.pgcode in ("40001", "40P01", "55P03"):
-                refused.append(f"{transaction!r}: {describe(outcome.error)}")
+        for transaction in script.transactions:
+            error = retrying(subject, application, transaction).error
+            if error is not None and (comes_from_a_function(error) or error.pgcode in NEVER_IN_THE_END):
+                refused.append(f"{describe(error)}: after {transaction!r}")
 
     threads = [threading.Thread(target=work, args=item, daemon=True) for item in enumerate(scripts)]
     for number, thread in enumerate(threads):
@@ -200,28 +210,44 @@ def write_at_once(subject, scripts):
     return refused
 
 
-def scripts_of(side, shape):
-    """What two to four writers do at once."""
-    return st.lists(st.lists(transactions(side, shape), min_size=3, max_size=8), min_size=2, max_size=4)
+def scripts(side, shape):
+    """A database, and what two to four writers do to it at once."""
+    writers = st.lists(histories(side, shape, 3, 8), min_size=2, max_size=4).map(tuple)
+    return st.builds(Example, legacy_databases("legal", shape), writers)
+
+
+def several_times(judge):
+    """Chance decides what threads do: a judge that looks more than once, when a failure is made smaller."""
+    looks = 1
+
+    def look(example):
+        nonlocal looks
+        for _time in range(looks):
+            found = judge(example)
+            if found:
+                looks = 5
+                return found
+        return []
+
+    return look
 
 
 def test_several_legacy_writers_at_once(subject, shape_and_naming, batch_seed):
-    shape, _naming = shape_and_naming
-    strategy = st.tuples(legacy_databases("legal", shape), scripts_of("legacy", shape))
-    for case, scripts in drawn_examples(strategy, batch_seed):
-        subject.start(case.legacy, case.policies, "forward")
-        refused = write_at_once(subject, scripts)
-        state = subject.state()
-        assert refused + subject.forward_differences(state) == [], f"{case!r}\n{scripts!r}"
+    def judge(example):
+        subject.start(example.case.legacy, example.case.policies, "forward")
+        return write_at_once(subject, example.histories) + subject.forward_differences(subject.state())
+
+    for example in drawn_examples(scripts("legacy", shape_and_naming[0]), batch_seed):
+        check(several_times(judge), example)
 
 
 def test_several_writers_on_either_side_at_once(subject, shape_and_naming, batch_seed):
-    shape, _naming = shape_and_naming
-    strategy = st.tuples(legacy_databases("legal", shape), scripts_of("either", shape))
-    leeway = Leeway(any_ownership=True)
-    for case, scripts in drawn_examples(strategy, batch_seed):
-        subject.start(case.legacy, case.policies, "both")
-        refused = write_at_once(subject, scripts)
+    def judge(example):
+        subject.start(example.case.legacy, example.case.policies, "both")
+        refused = write_at_once(subject, example.histories)
         state = subject.state()
-        leeway.revoked = {(user, role) for user in state.unified.tables["users"] for role in ("CUSTOMER", "STUDIO_OWNER")}
-        assert refused + disagreements(state, case.policies, leeway) == [], f"{case!r}\n{scripts!r}"
+        revoked = {(user, role) for user in state.unified.tables["users"] for role in ("CUSTOMER", "STUDIO_OWNER")}
+        return refused + disagreements(state, example.case.policies, Leeway(revoked=revoked, any_ownership=True))
+
+    for example in drawn_examples(scripts("either", shape_and_naming[0]), batch_seed):
+        check(several_times(judge), example)

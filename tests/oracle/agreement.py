@@ -212,7 +212,7 @@ def _bookings(state: State, policies: Policies) -> Iterable[str]:
             mapped.get(("customers", old["customerId"])) == user
             if by_customer
             else state.pinned.get(booking) == user
-            or (usable(old["customerEmail"]) and identity_key(old["customerEmail"], policies) == identity_key(users[user]["email"], policies))
+            or (user in users and usable(old["customerEmail"]) and identity_key(old["customerEmail"], policies) == identity_key(users[user]["email"], policies))
         )
         if not right:
             link = f"customer {old['customerId']!r}" if by_customer else f"{old['customerEmail']!r}"
