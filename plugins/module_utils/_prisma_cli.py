@@ -243,7 +243,7 @@ def compare(release: Release, url: str) -> dict[str, Any]:
         done = _compare_models(release, url, pulled.stdout, against)
     if done.returncode not in (0, 2):
         raise _failure("compare the database with schema.prisma", done.stdout, done.returncode)
-    lines = [line.strip() for line in done.stdout.splitlines() if re.match(r"\s*\[[*+-]\]", line)] if done.returncode else []
+    lines = [line.strip() for line in done.stdout.splitlines() if re.match(r"\s*(\[[*+-]\]|[+-] )", line)] if done.returncode else []
     return {"changed": False, "equal": done.returncode == 0, "differences": lines}
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from typing import Any, Callable, Iterator
@@ -25,6 +26,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify impo
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
 
 FORECAST = "rehearsal.json"
+#: What was known of the copy before another engine deployed to it.
+PROGRESS = "rehearsal-progress.json"
 FORECAST_VERSION = 1
 #: The phase of the copy from which on the legacy tables are locked against writes, until its transaction ends.
 _FIRST_LOCKED_PHASE = "lock the legacy tables"
@@ -35,7 +38,8 @@ def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Rehearse the migration of a database unless it is finished.
 
     Args:
-        parameters: module parameters: connection options, policies and those of the module unified_user_rehearsal.
+        parameters: module parameters: connection options, policies and those of the module unified_user_rehearsal. With ``state`` of
+            ``restored`` only the copy is made, for another engine to deploy to; ``continued`` goes on from there, ``absent`` drops it.
         check_mode: look at everything that would stop the restore, and only say what would be done.
 
     Returns:
@@ -44,6 +48,8 @@ def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UnifiedUserError: names the step of the rehearsal that failed. The real database was not written to.
     """
+    if parameters["state"] == "absent":
+        return _drop(parameters, check_mode)
     live = connect(parameters)
     try:
         finished = _journal.describe(live)["finished"]
@@ -53,6 +59,13 @@ def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         return {"changed": False, "planned": False, "finished": True}
     backup = choose_backup({**parameters, "state": "restored", "require_proof": True})
     return {"finished": False, **Rehearsal(parameters, backup, check_mode).run()}
+
+
+def _drop(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Drop the copy that ``restored`` made, unless it is to be kept."""
+    target = parameters["target"] or _scratch.derived_name(parameters["login_db"], f"_{_rehearsal_copy.PURPOSE}")
+    done = not check_mode and not parameters["keep"] and _rehearsal_copy.drop_copy(parameters, target)
+    return {"changed": done, "finished": False, "planned": check_mode, "target": target, "kept": parameters["keep"]}
 
 
 class Rehearsal:
@@ -73,6 +86,7 @@ class Rehearsal:
         self.target = self._restore.target
         self._mapping = parse_mapping(parameters["mapping"])
         self._durations: dict[str, int] = {}
+        self._progress = os.path.join(backup.path, PROGRESS)
         self._unified = [self._mapping.table(name) for name in _mapping.UNIFIED_TABLES]
 
     def run(self) -> dict[str, Any]:
@@ -100,9 +114,14 @@ class Rehearsal:
             _prisma.read_migrations(self._parameters["migrations_path"])
             restored = self._restore.run()
             return {**result, "backup": describe_backup(self._backup), "dropped_leftover": restored["dropped_leftover"]}
+        state = self._parameters["state"]
         try:
             with ending_in_order():
-                restored = self._timed("restore", self._restore.run)
+                if state != "continued":
+                    result["dropped_leftover"] = self._timed("restore", self._restore.run)["dropped_leftover"]
+                if state == "restored":
+                    self._write_progress()
+                    return {**result, "kept": True, "backup": describe_backup(self._backup)}
                 found = self._go_the_way()
         except BaseException:
             # The first error must stay the one shown; the next run finds the mark and drops the copy.
@@ -115,14 +134,34 @@ class Rehearsal:
         with explaining(f"write {path}"):
             write_json(path, forecast)
         return {
+            "dropped_leftover": False,
             **result,
             "kept": kept,
-            "dropped_leftover": restored["dropped_leftover"],
             "backup": describe_backup(self._backup),
             "forecast": forecast,
             "forecast_path": path,
-            "duration_ms": round((time.monotonic() - started) * 1000),
+            "duration_ms": round((time.monotonic() - started) * 1000) + (self._durations["restore"] if state == "continued" else 0),
         }
+
+    def _write_progress(self) -> None:
+        """Keep what the copy is before another engine deploys to it."""
+        with self._step("restore") as database:
+            before = _rehearsal_copy.Catalogue.read(database, self._parameters["schema"], self._unified)
+        with explaining(f"write {self._progress}"):
+            write_json(self._progress, {"target": self.target, "before": before.as_dict(), "durations": self._durations})
+
+    def _read_progress(self) -> _rehearsal_copy.Catalogue:
+        """Return what the copy was before another engine deployed to it; it is asked for once."""
+        with explaining(f"read {self._progress}"):
+            with open(self._progress, encoding="utf-8") as file:
+                progress = json.load(file)
+            os.remove(self._progress)
+        if progress["target"] != self.target:
+            raise UnifiedUserError(
+                f"go on with the rehearsal in {self.target}", f"what was restored is {progress['target']}", "Run state: restored with the same target first"
+            )
+        self._durations.update(progress["durations"])
+        return _rehearsal_copy.Catalogue.from_dict(progress["before"])
 
     def _put_away(self) -> bool:
         """Drop the copy unless it is to be kept; return whether it is kept."""
@@ -192,11 +231,15 @@ class Rehearsal:
             unified_model=self._mapping,
         )
         with self._step("schema_deploy") as database:
-            before = _rehearsal_copy.Catalogue(database, schema, self._unified)
-            done = self._timed(
-                "schema_deploy", lambda: deploy(database, options, lambda: _rehearsal_copy.open_copy(self._parameters, self.target), False)
-            )
-            changes = before.changes(_rehearsal_copy.Catalogue(database, schema, self._unified))
+            if self._parameters["state"] == "continued":
+                before, applied = self._read_progress(), self._parameters["applied"]
+                self._durations["schema_deploy"] = self._parameters["schema_deploy_ms"]
+            else:
+                before = _rehearsal_copy.Catalogue.read(database, schema, self._unified)
+                applied = self._timed(
+                    "schema_deploy", lambda: deploy(database, options, lambda: _rehearsal_copy.open_copy(self._parameters, self.target), False)
+                )["applied"]
+            changes = before.changes(_rehearsal_copy.Catalogue.read(database, schema, self._unified))
             if changes:
                 self._refuse("change objects outside the unified tables", [f"{e['kind']} {e['name']} ({e['problem']})" for e in changes], changes)
             measured, left_out = _rehearsal_copy.measure_others(database, read_schema(database, schema, self._mapping))
@@ -205,7 +248,7 @@ class Rehearsal:
             if rows:
                 self._refuse("change rows outside the unified tables", [f"table {name}" for name in rows], rows)
         by_name = {migration.name: migration.checksum for migration in _prisma.read_migrations(path)}
-        return [{"name": name, "checksum": by_name[name]} for name in done["applied"]]
+        return [{"name": name, "checksum": by_name[name]} for name in applied]
 
     def _refuse(self, deed: str, things: list[str], changes: list[Any]) -> None:
         more = len(things) - _SHOWN

@@ -144,17 +144,37 @@ class Catalogue:
     """The catalogue of a copy at one moment, and what of it belongs to the unified tables or to the journal.
 
     Args:
-        database: an open session without a transaction.
-        schema: the database schema of the application's tables.
-        tables: actual names of the unified tables; they need not exist.
+        objects: as `read_catalogue` returns them.
+        belongings: kind and name of what belongs to the unified tables.
     """
 
-    def __init__(self, database: Database, schema: str, tables: list[str]) -> None:
+    def __init__(self, objects: dict[str, dict[str, str]], belongings: set[tuple[str, str]]) -> None:
+        self.objects = objects
+        self.belongings = belongings
+
+    @classmethod
+    def read(cls, database: Database, schema: str, tables: list[str]) -> Catalogue:
+        """Read it.
+
+        Args:
+            database: an open session without a transaction.
+            schema: the database schema of the application's tables.
+            tables: actual names of the unified tables; they need not exist.
+        """
         with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
             fix_text_form(database)
-            self.objects = read_catalogue(database)
+            objects = read_catalogue(database)
             rows = database.rows(_BELONGINGS, {"schema": schema, "tables": tables})
-        self.belongings = {(row["kind"], row["name"]) for row in rows}
+        return cls(objects, {(row["kind"], row["name"]) for row in rows})
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Catalogue:
+        """Return what `as_dict` gave."""
+        return cls(kept["objects"], {(kind, name) for kind, name in kept["belongings"]})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in a form that JSON holds."""
+        return {"objects": self.objects, "belongings": sorted(self.belongings)}
 
     def changes(self, later: Catalogue) -> list[dict[str, str]]:
         """List what is another one later, was added or is gone, outside the unified tables and the journal.

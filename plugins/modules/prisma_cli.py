@@ -132,7 +132,8 @@ def run(module: UnifiedUserModule) -> dict:
     """Do what the options ask for and return what the module returns."""
     parameters = module.params
     # Encoded it is another text, which Ansible would not know for a secret.
-    module.no_log_values.add(quote(parameters["login_password"] or "", safe=""))
+    if parameters["login_password"]:
+        module.no_log_values.add(quote(parameters["login_password"], safe=""))
     release = _prisma_cli.Release(
         parameters["release_directory"],
         parameters["schema_path"],

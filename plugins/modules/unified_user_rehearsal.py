@@ -33,6 +33,25 @@ attributes:
   diff_mode:
     support: none
 options:
+  state:
+    description:
+      - V(rehearsed) does all of it, and applies the migrations as M(rnltlabs.unified_user.prisma_migration) does.
+      - V(restored) only makes the copy, for another engine to deploy the migrations to. V(continued) then goes the rest of the way.
+      - V(absent) drops the copy of V(restored) unless O(keep).
+    type: str
+    choices: [rehearsed, restored, continued, absent]
+    default: rehearsed
+  applied:
+    description:
+      - With O(state=continued) the names of the migrations that were deployed.
+    type: list
+    elements: str
+    default: []
+  schema_deploy_ms:
+    description:
+      - With O(state=continued) how long that took, in milliseconds.
+    type: int
+    default: 0
   migrations_path:
     description:
       - The directory that holds the application's migrations, as in O(rnltlabs.unified_user.prisma_migration#module:path).
@@ -195,6 +214,9 @@ def main() -> None:
     module = UnifiedUserModule(
         argument_spec={
             **policies_spec(),
+            "state": {"type": "str", "default": "rehearsed", "choices": ["rehearsed", "restored", "continued", "absent"]},
+            "applied": {"type": "list", "elements": "str", "default": []},
+            "schema_deploy_ms": {"type": "int", "default": 0},
             "migrations_path": {"type": "path", "required": True},
             "backup": {"type": "path"},
             "directory": {"type": "path", "default": "/var/backups/unified_user"},

@@ -23,6 +23,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_w
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 
 from tests.app.migration_history import MIGRATIONS, apply_migrations, unified_migration
+from tests.app.prisma_cli import make_release, offline_environment
 from tests.module_process import ROOT, ModuleProcess, connection_options, run_module
 from tests.playbook_process import changed, inventory, run_playbook
 
@@ -222,7 +223,7 @@ def test_what_a_killed_one_leaves_is_dropped_by_the_next(stage, moment):
 
 
 DEFAULTS = {
-    "backup": None, "target": None, "keep": False, "jobs": 2, "maintenance_db": "postgres", "session_role": None, "connect_params": None,
+    "state": "rehearsed", "backup": None, "target": None, "keep": False, "jobs": 2, "maintenance_db": "postgres", "session_role": None, "connect_params": None,
     "lock_timeout": 1500, "lock_retry_seconds": 60, "work_mem": "64MB", "maintenance_work_mem": "64MB", "schema": "public", "mapping": None,
     "sample_size": 5, "mask_pii": True, "email_match": "case_insensitive", "email_store": "as_stored", "join_credentials": "verified",
     "duplicate_identities": "fail", "id_collisions": "fail", "unresolvable_bookings": "fail", "guest_role": "CUSTOMER",
@@ -319,7 +320,7 @@ def hosts_of(stage: Stage) -> Path:
     variables = {
         **{f"unified_user_{key}": value for key, value in stage.connection.items()},
         "backup_directory": stage.files["directory"], "backup_bin_dir": stage.files["bin_dir"], "backup_minimum_bytes": 1000,
-        "schema_deploy_migrations_source": str(stage.migrations), "report_path": str(stage.folder / "report.json"),
+        "schema_deploy_engine": "native", "schema_deploy_migrations_source": str(stage.migrations), "report_path": str(stage.folder / "report.json"),
     }
     return inventory(stage.folder, variables)
 
@@ -363,3 +364,34 @@ def test_the_playbook_shows_the_forecast_and_changes_nothing_once_migrated(stage
         AtomicCopy(Database(connection), Options()).run()
     done = run_playbook(playbook, hosts)
     assert done.returncode == 0 and changed(done) == 0, done.stdout
+
+
+@pytest.mark.one_major
+def test_the_release_s_own_prisma_deploys_to_the_copy(stage):
+    """The same forecast, by the engine of the real run; a failure of it drops the copy and touches nothing real."""
+    release = make_release(stage.folder / "release")
+    hosts, playbook = hosts_of(stage), ROOT / "playbooks" / "rehearse.yml"
+    variables = json.dumps({
+        "schema_deploy_engine": "prisma", "schema_deploy_release_directory": str(release), "schema_deploy_migrations_source": "",
+        "schema_deploy_environment": offline_environment(),
+    })
+    planned = run_playbook(playbook, hosts, "-e", variables, "--check")
+    assert planned.returncode == 0 and stage.databases() == [""], planned.stdout
+    before = stage.contents()
+    done = run_playbook(playbook, hosts, "-e", variables)
+    assert done.returncode == 0 and "Migrations: 1, checks passed:" in done.stdout, done.stdout
+    assert stage.contents() == before and stage.databases() == [""]
+    forecast = json.loads(next(Path(stage.files["directory"]).glob("*/rehearsal.json")).read_text())
+    assert forecast["migrations"][0]["name"] == unified_migration().name and forecast["steps_ms"]["schema_deploy"] > 0
+    assert list(forecast["steps_ms"]) == ["restore", "schema_deploy", "data_migration", "verification", "rollback"]
+
+    later = release / "prisma" / "migrations" / LATER
+    later.mkdir()
+    (later / "migration.sql").write_text("CREATE TABLE news (id TEXT PRIMARY KEY);")
+    outside = run_playbook(playbook, hosts, "-e", variables, "-e", "schema_deploy_compare=false")
+    assert outside.returncode != 0 and "table public.news (added)" in outside.stdout
+    (later / "migration.sql").write_text("CREATE TABLE news (id TEXT PRIMARY KEY);\nSELECT 1/0;")
+    failed = run_playbook(playbook, hosts, "-e", variables)
+    told = " ".join(failed.stdout.split())
+    assert failed.returncode != 0 and f"Prisma's P3018, {LATER}, division by zero" in told and f"Database {stage.name} was not touched" in told
+    assert stage.contents() == before and stage.databases() == [""]
