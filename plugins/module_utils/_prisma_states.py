@@ -59,7 +59,8 @@ def status(database: Database, options: Options) -> dict[str, Any]:
         UnifiedUserError: the migrations cannot be read.
     """
     begun = time.monotonic()
-    return _tell(database, examine(database, options), begun)
+    told = _tell(database, examine(database, options), begun)
+    return {**told, "missing_tables": missing_tables(database, options)}
 
 
 def check(database: Database, options: Options) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Rehearsal:
         self.target = self._restore.target
         self._mapping = parse_mapping(parameters["mapping"])
         self._durations: dict[str, int] = {}
+        self._catalogue: dict[str, Any] = {}
         self._progress = os.path.join(backup.path, PROGRESS)
         self._unified = [self._mapping.table(name) for name in _mapping.UNIFIED_TABLES]
 
@@ -239,7 +240,9 @@ class Rehearsal:
                 applied = self._timed(
                     "schema_deploy", lambda: deploy(database, options, lambda: _rehearsal_copy.open_copy(self._parameters, self.target), False)
                 )["applied"]
-            changes = before.changes(_rehearsal_copy.Catalogue.read(database, schema, self._unified))
+            after = _rehearsal_copy.Catalogue.read(database, schema, self._unified)
+            changes = before.changes(after)
+            self._catalogue = {"objects_before": before.size, "objects_after": after.size, "changes_outside": changes}
             if changes:
                 self._refuse("change objects outside the unified tables", [f"{e['kind']} {e['name']} ({e['problem']})" for e in changes], changes)
             measured, left_out = _rehearsal_copy.measure_others(database, read_schema(database, schema, self._mapping))
@@ -322,6 +325,7 @@ class Rehearsal:
             "backup": {name: self._backup.manifest[name] for name in ("sha256", "snapshot_time")},
             "server": self._backup.manifest["server"],
             "migrations": found["migrations"],
+            "catalogue": self._catalogue,
             "counts": found["copied"]["counts"],
             "checks": found["checks"],
             "removed_by_rollback": found["removed"],

@@ -172,6 +172,11 @@ class Catalogue:
         """Return what `as_dict` gave."""
         return cls(kept["objects"], {(kind, name) for kind, name in kept["belongings"]})
 
+    @property
+    def size(self) -> int:
+        """How many objects there are."""
+        return sum(len(names) for names in self.objects.values())
+
     def as_dict(self) -> dict[str, Any]:
         """Return it in a form that JSON holds."""
         return {"objects": self.objects, "belongings": sorted(self.belongings)}

@@ -152,10 +152,15 @@ unused_accepted:
   returned: always
   type: list
   elements: dict
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: always
+  type: int
 """
 
 import shutil
 import sys
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _review, _review_directory
@@ -164,6 +169,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors impo
 
 def review(parameters: dict) -> dict:
     """Judge the migrations and return what the module returns."""
+    begun = time.monotonic()
     defaults = _review_directory.default_expectations()
     expected = parameters["expected_tables"]
     expectations = _review.Expectations(
@@ -182,6 +188,7 @@ def review(parameters: dict) -> dict:
         "reviewed": reviewed,
         "findings": [finding.as_dict() for finding in findings],
         "unused_accepted": unused,
+        "duration_ms": round((time.monotonic() - begun) * 1000),
     }
 
 

@@ -177,6 +177,11 @@ remains:
   description: By failed migration, how much of it is in the database, in words.
   returned: when O(state=status)
   type: dict
+missing_tables:
+  description: With O(unified_model=true) the unified tables that the data migration fills and that are not there.
+  returned: when O(state=status)
+  type: list
+  elements: str
 lock_holders:
   description: Sessions that hold Prisma's lock right now.
   returned: when O(state=status)

@@ -169,6 +169,11 @@ forecast:
       description: The migrations that were pending, each with its name and the SHA-256 of its migration.sql (C(checksum)).
       type: list
       elements: dict
+    catalogue:
+      description: >-
+        How many objects the catalogue of the copy had before and after the migrations, and what they changed outside the unified tables
+        (nothing, else the rehearsal fails).
+      type: dict
     steps_ms:
       description: Durations in milliseconds of C(restore), C(schema_deploy), C(data_migration), C(verification) and C(rollback).
       type: dict

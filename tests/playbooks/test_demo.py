@@ -99,7 +99,7 @@ def test_shows_the_numbers_and_where_to_look(runs):
 def test_report_names_every_step(runs, its_demo):
     report = json.loads((its_demo.directory / "report.json").read_text())
     names = [step["step"] for step in report["steps"]]
-    assert names == ["preflight", "backup", "restore_test", "rehearsal", "schema_deploy", "data_migration", "verification"]
+    assert names == ["preflight", "migration_review", "backup", "restore_test", "rehearsal", "schema_deploy", "data_migration", "verification"]
 
 
 def test_server_ends_with_the_demo(runs, its_demo):

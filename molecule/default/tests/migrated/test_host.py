@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-STEPS = ["preflight", "backup", "restore_test", "rehearsal", "schema_deploy", "data_migration", "verification"]
+STEPS = ["preflight", "migration_review", "backup", "restore_test", "rehearsal", "schema_deploy", "data_migration", "verification"]
 
 
 def test_systemd_runs_the_server(host):
