@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A backup on disk: one directory with the dump, its manifest, and the proof that this very dump was restored.
 
-``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``. What is
-encrypted bears a further ``.age``. While a backup is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
+``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``.
+What is encrypted bears a further ``.age``. While a backup is being made its name is hidden and ends in ``.partial``; the last
+act is the rename, so whatever bears the name is whole.
 """
 
 from __future__ import annotations
@@ -119,10 +120,14 @@ def list_files(directory: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def write_json(path: str, content: dict[str, Any]) -> None:
     """Replace a JSON file at once, mode 0600, safely on disk before the name is."""
+    write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Replace a file at once, mode 0600, safely on disk before the name is."""
     temporary = path + ".partial"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -241,6 +246,11 @@ def planned_name(database: str) -> str:
     return f"{name_stem(database)}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
 
 
+def name_of_database(name: str) -> str:
+    """Return what the name of a backup begins with; the other way round, see `planned_name`."""
+    return name.rsplit("-", 1)[0]
+
+
 def name_stem(database: str) -> str:
     """Return what the names of a database's backups begin with."""
     return re.sub(r"^[.-]|[^A-Za-z0-9_.-]", "_", database)
@@ -256,14 +266,23 @@ class Backup:
 
     Attributes:
         path: its directory.
+        source: where it was taken from: its directory, or a copy that was brought here.
         manifest: the parsed manifest.
+        manifest_bytes: as it stands in its file.
         manifest_sha256: digest of the manifest's bytes.
     """
 
-    def __init__(self, path: str, manifest: dict[str, Any], manifest_sha256: str) -> None:
+    def __init__(self, path: str, manifest: dict[str, Any], manifest_bytes: bytes) -> None:
         self.path = path
+        self.source = path
         self.manifest = manifest
-        self.manifest_sha256 = manifest_sha256
+        self.manifest_bytes = manifest_bytes
+        self.manifest_sha256 = hashlib.sha256(manifest_bytes).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The name of its directory, which all its copies bear."""
+        return os.path.basename(self.path)
 
     @classmethod
     def load(cls, path: str) -> Backup:
@@ -278,8 +297,7 @@ class Backup:
             raise UnifiedUserError(action, "there is no such directory", "Give the directory that holds manifest.json")
         try:
             with open(os.path.join(path, MANIFEST), "rb") as file:
-                content = file.read()
-            manifest = json.loads(content.decode("utf-8"))
+                return cls.parse(path, file.read())
         except FileNotFoundError as error:
             raise UnifiedUserError(
                 action, f"it has no {MANIFEST}, so it is not a finished backup of this collection", "Take a new backup"
@@ -288,10 +306,25 @@ class Backup:
             raise UnifiedUserError(
                 action, f"{error.strerror} ({error.filename})", "Run this as the user who made the backup"
             ) from error
+
+    @staticmethod
+    def parse(path: str, content: bytes) -> Backup:
+        """Read the bytes of a manifest.
+
+        Args:
+            path: where the backup lies, for messages and as its `path`.
+            content: the manifest.
+
+        Raises:
+            UnifiedUserError: it contradicts itself or is none.
+        """
+        action = f"read backup {path}"
+        try:
+            manifest = json.loads(content.decode("utf-8"))
         except ValueError as error:
             raise UnifiedUserError(action, f"{MANIFEST} is damaged: it is not JSON", "Use another backup or take a new one") from error
-        cls._check(action, manifest)
-        return cls(path, manifest, hashlib.sha256(content).hexdigest())
+        Backup._check(action, manifest)
+        return Backup(path, manifest, content)
 
     @staticmethod
     def _check(action: str, manifest: Any) -> None:
@@ -379,8 +412,7 @@ class Backup:
     def proof(self) -> dict[str, Any] | None:
         """Return the proof that this very dump was restored and compared; None if there is none or it is of another dump."""
         try:
-            with open(os.path.join(self.path, PROOF), encoding="utf-8") as file:
-                proof = json.load(file)
+            proof = json.loads((self.read_proof() or b"").decode("utf-8"))
         except (OSError, ValueError):
             return None
         if not isinstance(proof, dict) or proof.get("proven") is not True:
@@ -388,12 +420,20 @@ class Backup:
         same = proof.get("sha256") == self.manifest["sha256"] and proof.get("manifest_sha256") == self.manifest_sha256
         return proof if same else None
 
+    def read_proof(self) -> bytes | None:
+        """Return the proof's bytes, None if there is none."""
+        try:
+            with open(os.path.join(self.path, PROOF), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
     def require_proof(self) -> None:
         """Raise unless this very dump was restored and compared."""
         if self.proof():
             return
         cause = "no restore test has proven it"
-        if os.path.exists(os.path.join(self.path, PROOF)):
+        if self.read_proof() is not None:
             cause = f"its {PROOF} is about another dump: the sha256 proven is not that of the files here"
         raise UnifiedUserError(
             f"go back to backup {self.path}",
@@ -406,6 +446,13 @@ class Backup:
         path = os.path.join(self.path, PROOF)
         write_json(path, {"proven": True, "sha256": self.manifest["sha256"], "manifest_sha256": self.manifest_sha256, **facts})
         return path
+
+    def take_proof(self, content: bytes | None) -> None:
+        """Write a proof that was made of another copy of this backup, or, without one, remove the proof."""
+        if content is None:
+            self.withdraw_proof()
+        else:
+            write_bytes(os.path.join(self.path, PROOF), content)
 
     def withdraw_proof(self) -> None:
         """Remove the proof: this dump has been restored and was not what the manifest says."""

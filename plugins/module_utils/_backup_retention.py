@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import shutil
-from typing import Any
+from typing import Any, Callable
 
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_copies import copies_at, open_places
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import (
     MANIFEST,
     Backup,
@@ -20,6 +22,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_file
     partial_name,
     sync_directory,
 )
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_place import Place
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
 _DAY = datetime.timedelta(days=1)
@@ -31,7 +34,8 @@ def retain(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Remove the backups of a database that exceed a limit.
 
     Args:
-        parameters: ``directory``, ``database``, ``keep_count`` (backups) and ``keep_days`` (days); 0 sets no limit.
+        parameters: ``directory``, ``database``, ``keep_count`` (backups) and ``keep_days`` (days), where 0 sets no limit, and
+            ``copies``: the same holds for each of these places.
         check_mode: only say what would be removed.
 
     Returns:
@@ -48,6 +52,26 @@ def retain(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     directory = os.path.abspath(parameters["directory"])
     with explaining(f"look for backups below {directory}"):
         found, left_alone = _find(directory, parameters["database"])
+    here = _apply(found, left_alone, parameters, check_mode, lambda backup: _remove(directory, backup))
+    there = []
+    for place in open_places(parameters["copies"]):
+        found, left_alone = _find_copies(place, parameters["database"])
+        there.append({"place": place.label, **_apply(found, left_alone, parameters, check_mode, _remover(place))})
+    return {"changed": any(told["removed"] for told in [here, *there]), "planned": check_mode, **here, "copies": there}
+
+
+def _remover(place: Place) -> Callable[[Backup], bool]:
+    def remove(backup: Backup) -> bool:
+        place.remove(backup.name)
+        return True
+
+    return remove
+
+
+def _apply(
+    found: list[Any], left_alone: list[dict[str, str]], parameters: dict[str, Any], check_mode: bool, remove: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """Remove what exceeds a limit at one place, and say what went and what stayed."""
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
     verdicts = judge(found, parameters["keep_count"], parameters["keep_days"], now)
     by_path = {backup.path: backup for backup in found}
@@ -56,13 +80,10 @@ def retain(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         # The others go because of this one: its bytes are looked at, not only its proof.
         _newest_proven(found).verify_files()
     for verdict in [] if check_mode else excess:
-        if not _remove(directory, by_path[verdict["path"]]):
+        if not remove(by_path[verdict["path"]]):
             verdict.update(kept=True, reason="in use by another run")
-    removed = [verdict for verdict in verdicts if not verdict["kept"]]
     return {
-        "changed": bool(removed),
-        "planned": check_mode,
-        "removed": [_shown(verdict) for verdict in removed],
+        "removed": [_shown(verdict) for verdict in verdicts if not verdict["kept"]],
         "kept": [_shown(verdict) for verdict in verdicts if verdict["kept"]],
         "left_alone": left_alone,
     }
@@ -135,6 +156,21 @@ def _find(directory: str, database: str) -> tuple[list[Backup], list[dict[str, s
             found.append(_load(path, database))
         except UnifiedUserError as error:
             left_alone.append({"path": path, "reason": error.cause})
+    return _of_one_server(found, left_alone)
+
+
+def _find_copies(place: Place, database: str) -> tuple[list[Backup], list[dict[str, str]]]:
+    """Return the copies of the database's backups at a place, newest first, and those that are not known to be, with the reason."""
+    found: list[Backup] = []
+    for copy in copies_at(place):
+        with contextlib.suppress(ValueError):
+            snapshot_time(copy)
+            if copy.manifest["database"] == database:
+                found.append(copy)
+    return _of_one_server(found, [])
+
+
+def _of_one_server(found: list[Backup], left_alone: list[dict[str, str]]) -> tuple[list[Backup], list[dict[str, str]]]:
     found.sort(key=lambda backup: (snapshot_time(backup), backup.path), reverse=True)
     proven = [backup for backup in found if backup.proof()]
     if not proven:

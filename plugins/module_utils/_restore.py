@@ -9,11 +9,19 @@ import os
 import re
 import tempfile
 import time
-from typing import Any
+from typing import Any, Iterator
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _scratch
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_copies import (
+    choose_place,
+    fetched,
+    find_copy,
+    open_places,
+    spread_proof,
+)
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import Decryption
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import Backup, free_bytes, newest, utc
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import PROOF, Backup, free_bytes, newest, utc
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_place import Place
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
     Child,
     Pipe,
@@ -56,6 +64,23 @@ _ADVICE = (
 )
 
 
+def _require(backup: Backup, parameters: dict[str, Any]) -> Backup:
+    """Return a backup that was named if it is of the right database and, if that is asked for, proven."""
+    if backup.manifest["database"] != parameters["login_db"]:
+        raise UnifiedUserError(
+            f"use backup {backup.source}",
+            f"its manifest says it is of database {backup.manifest['database']}, not of {parameters['login_db']}",
+            "Name a backup of this database or set login_db to the database it was taken of",
+        )
+    if _needs_proof(parameters):
+        backup.require_proof()
+    return backup
+
+
+def _needs_proof(parameters: dict[str, Any]) -> bool:
+    return parameters["require_proof"] or parameters["state"] == "restored"
+
+
 def choose_backup(parameters: dict[str, Any]) -> Backup:
     """Load the backup that the options name, or the newest of this database: a proven one if it is to be gone back to.
 
@@ -65,27 +90,40 @@ def choose_backup(parameters: dict[str, Any]) -> Backup:
     Raises:
         UnifiedUserError: there is none, it is of another database, or it lacks the proof it needs.
     """
-    database = parameters["login_db"]
-    proven = parameters["require_proof"] or parameters["state"] == "restored"
     if not parameters.get("backup"):
-        return newest(parameters["directory"], database, proven)
-    backup = Backup.load(parameters["backup"])
-    if backup.manifest["database"] != database:
-        raise UnifiedUserError(
-            f"use backup {backup.path}",
-            f"its manifest says it is of database {backup.manifest['database']}, not of {database}",
-            "Name a backup of this database or set login_db to the database it was taken of",
-        )
-    if proven:
-        backup.require_proof()
-    return backup
+        return newest(parameters["directory"], parameters["login_db"], _needs_proof(parameters))
+    return _require(Backup.load(parameters["backup"]), parameters)
+
+
+@contextlib.contextmanager
+def _chosen(parameters: dict[str, Any], place: Place | None, check_mode: bool) -> Iterator[Backup]:
+    """Provide the backup that the options name, for the length of the block: the local one, or the copy at a place.
+
+    A copy is brought here only to be restored. To be looked at it stays where it is.
+    """
+    if place is None:
+        yield choose_backup(parameters)
+        return
+    name = os.path.basename(os.path.abspath(parameters["backup"])) if parameters.get("backup") else None
+    copy = find_copy(place, name, parameters["login_db"], _needs_proof(parameters))
+    _require(copy, parameters)
+    path = place.local_path(copy.name)
+    if path:
+        backup = Backup.load(path)
+        backup.source = copy.path
+        yield backup
+    elif check_mode or parameters["state"] not in ("tested", "restored"):
+        yield copy
+    else:
+        with fetched(place, copy, os.path.abspath(parameters["directory"])) as backup:
+            yield backup
 
 
 def describe_backup(backup: Backup) -> dict[str, Any]:
     """Return what identifies a backup, for a module's result."""
     manifest, proof = backup.manifest, backup.proof()
     return {
-        "path": backup.path,
+        "path": backup.source,
         "database": manifest["database"],
         "sha256": manifest["sha256"],
         "size_bytes": sum(file["size"] for file in manifest["files"]),
@@ -108,12 +146,21 @@ def restore(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UnifiedUserError: the backup cannot be found, trusted or restored, or what came out differs.
     """
-    backup = choose_backup(parameters)
-    with backup.in_use():
-        if parameters["state"] in ("tested", "restored"):
+    places = open_places(parameters["copies"])
+    place = choose_place(places, parameters["source"])
+    with _chosen(parameters, place, check_mode) as backup, backup.in_use():
+        if parameters["state"] not in ("tested", "restored"):
+            return _look_at(backup, parameters)
+        try:
             result = Restore(parameters, backup, check_mode).run()
-            return {**result, "backup": describe_backup(backup)}
-        return _look_at(backup, parameters)
+        except UnifiedUserError as error:
+            if error.details.get("proven") is False:
+                spread_proof(places, parameters["directory"], backup)
+            raise
+        told = spread_proof(places, parameters["directory"], backup) if result.get("proof") else []
+        if place and told:
+            result["proof"] = os.path.join(told[0], PROOF)
+        return {**result, "backup": describe_backup(backup), "proof_at": told}
 
 
 def _look_at(backup: Backup, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +233,7 @@ class Restore:
         """
         started = time.monotonic()
         self._backup.verify_files()
-        if self._backup.encrypted:
+        if self._backup.encrypted and (not self._check_mode or os.path.exists(self._backup.dump_path)):
             self._decryption = Decryption(self._backup.dump_path, self._parameters.get("decryption_identity_file"))
         admin = connect(self._parameters, self._parameters["maintenance_db"])
         try:
@@ -329,7 +376,7 @@ class Restore:
         self._backup.withdraw_proof()
         more = len(differences) - _SHOWN
         raise UnifiedUserError(
-            f"prove backup {self._backup.path}",
+            f"prove backup {self._backup.source}",
             "the restored copy is not what the manifest says: "
             + "; ".join(differences[:_SHOWN])
             + (f"; and {more} more" if more > 0 else ""),
@@ -369,6 +416,7 @@ class Restore:
             "proven_at": utc(time.time()),
             "duration_ms": duration_ms,
             "restore_ms": restore_ms,
+            "restored_from": self._backup.source,
             "restored_into": self.target,
             "server": {
                 "version": admin.value("SHOW server_version"),

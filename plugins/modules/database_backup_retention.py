@@ -16,10 +16,12 @@ description:
     compared with its sha256.
   - Only complete backups that bear the name they were made under are removed. What is incomplete, renamed, a symbolic link, of
     another database or of another server's database of that name is left alone. To keep a backup for good, rename its directory.
+  - The same limits hold at each of O(copies). What a restore test has proven is known there by the proof that it wrote.
   - No server is needed.
 author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:
+  - rnltlabs.unified_user.copies
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -91,6 +93,11 @@ kept:
   type: list
   elements: dict
   contains: *verdict
+copies:
+  description: For each of O(copies) its label as C(place), and C(removed), C(kept) and C(left_alone) there.
+  returned: success
+  type: list
+  elements: dict
 left_alone:
   description: What bears the name of a backup of O(database) and is not a complete one of it, with the C(reason).
   returned: success
@@ -100,6 +107,7 @@ left_alone:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_copies import COPIES_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_retention import retain
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
@@ -110,6 +118,7 @@ def main() -> None:
         argument_spec={
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
             "database": {"type": "str", "required": True},
+            "copies": COPIES_ARGUMENT,
             "keep_count": {"type": "int", "default": 0},
             "keep_days": {"type": "int", "default": 0},
         },

@@ -20,6 +20,7 @@ author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.copies
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -50,6 +51,16 @@ options:
       - The directory that holds the backups.
     type: path
     default: /var/backups/unified_user
+  source:
+    description:
+      - Where to take the backup from. V(last) is the last of O(copies), the one furthest away, and O(directory) where there are none;
+        V(directory) is always O(directory). Else the label of a copy, as RV(backup.path) and errors show it, such as
+        C(ssh backup@vault:/srv/backups).
+      - A copy on another host or in a bucket is brought into a hidden directory below O(directory) for the time of the restore. That needs
+        room for one backup.
+      - With O(state=tested) the proof is written beside the backup in O(directory) and beside each of its O(copies).
+    type: str
+    default: last
   require_proof:
     description:
       - Whether only a backup will do that a restore test has proven, and whose files are still those. O(state=restored) implies it.
@@ -119,7 +130,7 @@ backup:
   type: dict
   contains:
     path:
-      description: Its directory.
+      description: Its directory, or the copy's label and its name.
       type: str
     sha256:
       description: Digest over the sha256 of every file of the dump.
@@ -144,6 +155,11 @@ proof:
   description: The file that says so.
   returned: when O(state=tested)
   type: str
+proof_at:
+  description: The directory and the copies beside which the proof was written.
+  returned: when O(state=tested)
+  type: list
+  elements: str
 target:
   description: The database that was restored into.
   returned: when O(state=tested) or O(state=restored)
@@ -193,6 +209,7 @@ executed_queries:
   elements: str
 """
 
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_copies import COPIES_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import restore
 
@@ -204,6 +221,8 @@ def main() -> None:
             "state": {"type": "str", "default": "tested", "choices": ["verified", "compared", "tested", "restored"]},
             "backup": {"type": "path"},
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
+            "copies": COPIES_ARGUMENT,
+            "source": {"type": "str", "default": "last"},
             "require_proof": {"type": "bool", "default": False},
             "target": {"type": "str"},
             "jobs": {"type": "int", "default": 2},

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,3 +62,13 @@ def flip(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 0x40
     path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def folder_in_memory():
+    """A directory on another file system than the temporary ones, for the length of the block."""
+    folder = tempfile.mkdtemp(prefix="unified_user-test-", dir="/dev/shm")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -13,6 +13,7 @@ import yaml
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from psycopg2 import sql
 
+from tests.integration.backup_support import folder_in_memory
 from tests.module_process import connection_options
 from tests.playbook_process import inventory, run_playbook
 
@@ -65,6 +66,24 @@ def test_an_old_backup_that_is_named_survives_its_test(prove):
     told = prove(roles=["restore_test"], restore_test_backup=str(first), backup_keep_count=1)["restore_test"]
     assert told["data"]["backup"]["path"] == str(first) and "removed" not in told["data"]
     assert first.exists() and second.exists()
+
+
+@pytest.mark.one_major
+def test_the_proof_is_of_the_copy_furthest_away(prove, tmp_path):
+    with folder_in_memory() as mounted:
+        (tmp_path / "second").mkdir()
+        copies = [{"kind": "path", "path": str(tmp_path / "second"), "allow_same_filesystem": True}, {"kind": "path", "path": mounted}]
+        told = prove(backup_copies=copies, backup_keep_count=1)
+        places = [f"path {tmp_path}/second", f"path {mounted}"]
+        assert told["backup"]["detail"].endswith(f", copied to {', '.join(places)}")
+        assert [entry["place"] for entry in told["backup"]["data"]["copies"]] == places
+        name = Path(told["backup"]["data"]["path"]).name
+        assert told["restore_test"]["data"]["backup"]["path"] == f"path {mounted}/{name}"
+        proofs = {(Path(folder) / name / "proof.json").read_text() for folder in (tmp_path / "backups", tmp_path / "second", mounted)}
+        (proof,) = map(json.loads, proofs)
+        assert proof["restored_from"] == f"path {mounted}/{name}" and proof["sha256"] == told["backup"]["data"]["sha256"]
+        prove(backup_copies=copies, backup_keep_count=1)
+        assert all(len(list(Path(folder).iterdir())) == 1 for folder in (tmp_path / "backups", tmp_path / "second", mounted))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def shelve(directory: Path, days_ago: float, proven: bool = True, database: str 
 
 
 def clear(directory: Path, check_mode: bool = False, **limits) -> dict:
-    return _backup_retention.retain({"directory": str(directory), "database": "shop", "keep_count": 0, "keep_days": 0, **limits}, check_mode)
+    return _backup_retention.retain({"directory": str(directory), "database": "shop", "keep_count": 0, "keep_days": 0, "copies": [], **limits}, check_mode)
 
 
 def names(entries: list[dict]) -> list[str]:
