@@ -49,6 +49,7 @@ _NEEDED_ENTRIES = {
     "files": {"name": str, "size": int, "sha256": str},
     "tables": {"name": str, "rows": int, "sum": str},
 }
+_NEEDED_SERVER = ("version", "major")
 _NEEDED_PROPERTIES = ("name", "encoding", "collate", "ctype", "provider", "locale", "size_bytes")
 _BLOCK = 1 << 20
 _SHOWN = 5
@@ -345,6 +346,7 @@ class Backup:
                     for entry in manifest[key]
                 )
             ]
+            malformed += [f"server {name}" for name in _NEEDED_SERVER if not manifest["server"].get(name)]
             malformed += [name for name in _NEEDED_PROPERTIES if name not in manifest["properties"]]
             malformed += ["format"] if manifest["format"] not in DUMP_NAMES else []
             malformed += ["client_version"] if not re.match(r"\d+", manifest["client_version"]) else []

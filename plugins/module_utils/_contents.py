@@ -37,11 +37,14 @@ def _no_member(catalog: str, oid: str) -> str:
 
 
 def _privileges(acl: str, kind: str, owner: str) -> str:
-    """Return the expression that spells privileges out, the default ones too, in an order that does not depend on history."""
+    """Return the expression that spells privileges out, the default ones too, in an order that does not depend on history.
+
+    MAINTAIN stands apart, because servers before 17 do not have it.
+    """
     return (
         "(SELECT string_agg(concat_ws(' ', x.grantee::regrole, x.privilege_type, x.is_grantable), ','"
         " ORDER BY x.grantee::regrole::text COLLATE \"C\", x.privilege_type COLLATE \"C\")"
-        f" FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))) AS x)"
+        f" FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))) AS x WHERE x.privilege_type <> 'MAINTAIN')"
     )
 
 
@@ -85,11 +88,21 @@ SELECT 'table', format('%I.%I', n.nspname, c.relname),
        concat_ws('|', c.relkind, c.relpersistence, c.relowner::regrole, {_privileges('c.relacl', 'r', 'c.relowner')},
                  array_to_string(c.reloptions, ','), c.relrowsecurity, c.relforcerowsecurity, c.relreplident,
                  pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid),
-                 CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END,
                  (SELECT string_agg(i.inhparent::regclass::text, ',' ORDER BY i.inhseqno)
                   FROM pg_inherits AS i WHERE i.inhrelid = c.oid))
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
+UNION ALL
+SELECT 'view', format('%I.%I', n.nspname, c.relname), pg_get_viewdef(c.oid)
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('v', 'm') AND c.relpersistence <> 't' AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
+UNION ALL
+SELECT 'maintain privilege', format('%I.%I', n.nspname, c.relname),
+       string_agg(concat_ws(' ', x.grantee::regrole, x.is_grantable), ',' ORDER BY x.grantee::regrole::text COLLATE "C")
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) AS x
+WHERE x.privilege_type = 'MAINTAIN' AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+      AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
+GROUP BY n.nspname, c.relname
 UNION ALL
 SELECT 'column', format('%I.%I.%I', n.nspname, c.relname, a.attname),
        concat_ws('|', format_type(a.atttypid, a.atttypmod), nullif(a.attcollation, 0)::regcollation, a.attnotnull,
@@ -141,6 +154,9 @@ SELECT 'rule', format('%s.%I', r.ev_class::regclass, r.rulename), concat_ws('|',
 FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE r.rulename <> '_RETURN' AND {_OUR_SCHEMAS} AND {_no_member('pg_class', 'c.oid')}
 """
+
+#: What another major spells otherwise or does not have, so that only servers of one major can be compared in it.
+SPELLED_BY_MAJOR = ("view", "maintain privilege", "rule")
 
 #: PostgreSQL prints an expression with other casts and parentheses once it has read its own printing back.
 _CAST = re.compile(

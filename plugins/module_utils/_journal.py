@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.identity_map (
     source_id text NOT NULL,
     user_id text NOT NULL,
     identity_key text NOT NULL,
+    made boolean NOT NULL DEFAULT false,
+    native boolean NOT NULL DEFAULT false,
     CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)
 );
 CREATE TABLE IF NOT EXISTS unified_user_journal.quarantine (
@@ -54,6 +56,14 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.identity_lock (
     identity_key text PRIMARY KEY,
     generation bigint NOT NULL
 ) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS unified_user_journal.divergence (
+    user_id text PRIMARY KEY,
+    projection jsonb NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.pinned_booking (
+    booking_id text PRIMARY KEY,
+    user_id text NOT NULL
+);
 CREATE TABLE IF NOT EXISTS unified_user_journal.sync (
     direction text NOT NULL CHECK (direction IN ('forward', 'reverse', 'both')),
     settings jsonb NOT NULL,

@@ -26,6 +26,7 @@ class Options:
         mask_pii: whether e-mails are masked.
         expect_unified: whether the unified tables must be there.
         restore_test: whether a backup will be restored on this server for a test.
+        rehearsal: whether the migration will be rehearsed on a copy on this server.
         bin_dir: the directory of the client programs; None to search for ones that fit the server.
         required_bytes: free disk to ask for instead of the estimate.
         available_bytes: free disk of the server as the operator states it, where it cannot be seen from here.
@@ -42,6 +43,7 @@ class Options:
     mask_pii: bool = True
     expect_unified: bool = False
     restore_test: bool = True
+    rehearsal: bool = True
     bin_dir: str | None = None
     required_bytes: int | None = None
     available_bytes: int | None = None

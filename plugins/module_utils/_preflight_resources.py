@@ -25,7 +25,7 @@ UNIFIED_FACTOR = 1.4
 TEMPORARY_FACTOR = 0.8
 WAL_FACTOR = 1.9
 
-# What the restore test adds, as multiples of the whole database: the scratch copy, and the WAL of filling it.
+# What a restored copy adds, as multiples of the whole database: its size, and the WAL of filling it.
 SCRATCH_FACTOR = 1.0
 SCRATCH_WAL_FACTOR = 1.1
 
@@ -85,12 +85,12 @@ def _duration(context: Context) -> Iterable[Finding]:
 
 def _estimate_bytes(context: Context) -> dict[str, Any]:
     sizes = context.database.row(_SIZES, context.scope(LEGACY))
-    scratch = SCRATCH_FACTOR if context.options.restore_test else 0
-    scratch_wal = SCRATCH_WAL_FACTOR if context.options.restore_test else 0
-    # The scratch copy is gone before the migration begins, so the larger of the two is what is needed.
+    # One after the other, each gone before the next: the scratch copy of the restore test, the copy of the rehearsal, which is filled
+    # on both sides, and the migration. The largest is what is needed.
+    copies = [(1 if context.options.restore_test else 0, 0), (1, 1) if context.options.rehearsal else (0, 0), (0, 1)]
     needs = {
-        "data": int(max(sizes["legacy"] * UNIFIED_FACTOR, sizes["database"] * scratch)),
-        "wal": int(max(sizes["legacy"] * WAL_FACTOR, sizes["database"] * scratch_wal)),
+        "data": int(max(sizes["database"] * SCRATCH_FACTOR * copy + sizes["legacy"] * UNIFIED_FACTOR * filled for copy, filled in copies)),
+        "wal": int(max(sizes["database"] * SCRATCH_WAL_FACTOR * copy + sizes["legacy"] * WAL_FACTOR * filled for copy, filled in copies)),
         "temporary": int(sizes["legacy"] * TEMPORARY_FACTOR),
     }
     context.estimates["bytes"] = sum(needs.values())

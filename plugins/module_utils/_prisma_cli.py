@@ -225,26 +225,53 @@ def generate(release: Release, url: str) -> dict[str, Any]:
 def compare(release: Release, url: str) -> dict[str, Any]:
     """Compare the database with schema.prisma as ``prisma migrate diff --exit-code`` does.
 
-    A release whose prisma.config.ts has a driver adapter cannot compare with the database at once; there the database's models
-    are pulled and compared instead.
-
     Returns:
         ``equal`` and ``differences``, the lines of Prisma's summary.
 
     Raises:
         UnifiedUserError: the comparison was not possible.
     """
-    against = ("--to-schema-datamodel", release.schema, "--exit-code")
+    done = _diff(release, url, "--exit-code")
+    lines = [line.strip() for line in done.stdout.splitlines() if re.match(r"\s*(\[[*+-]\]|[+-] )", line)] if done.returncode else []
+    return {"changed": False, "equal": done.returncode == 0, "differences": lines}
+
+
+def script(release: Release, url: str) -> dict[str, Any]:
+    """Return the SQL that leads from the database to schema.prisma, as ``prisma migrate diff --script`` writes it.
+
+    Returns:
+        ``script``; empty where nothing is to be done.
+
+    Raises:
+        UnifiedUserError: the comparison was not possible.
+    """
+    done = _diff(release, url, "--script")
+    # Lines about the configuration come before the script, which begins with a comment of Prisma's.
+    found = re.search(r"^-- [A-Z].*", done.stdout, re.MULTILINE | re.DOTALL)
+    text = found.group().rstrip() + "\n" if found else ""
+    return {"changed": False, "script": "" if text.startswith("-- This is an empty migration") else text}
+
+
+def _diff(release: Release, url: str, form: str) -> subprocess.CompletedProcess:
+    """Compare the database with schema.prisma.
+
+    A release whose prisma.config.ts has a driver adapter cannot compare with the database at once; there the database's models
+    are pulled and compared instead.
+    """
+    against = ("--to-schema-datamodel", release.schema, form)
     done = release.run(url, "migrate", "diff", "--from-schema-datasource", release.schema, *against)
     if done.returncode == 1 and _NO_DATASOURCE in done.stdout:
         pulled = release.run(url, "db", "pull", "--print", "--schema", release.schema)
-        if pulled.returncode:
+        if pulled.returncode and "P4001" in pulled.stdout:
+            # There is nothing in the database to pull.
+            done = release.run(url, "migrate", "diff", "--from-empty", *against)
+        elif pulled.returncode:
             raise _failure("read the database's models with Prisma", pulled.stdout, pulled.returncode)
-        done = _compare_models(release, url, pulled.stdout, against)
+        else:
+            done = _compare_models(release, url, pulled.stdout, against)
     if done.returncode not in (0, 2):
         raise _failure("compare the database with schema.prisma", done.stdout, done.returncode)
-    lines = [line.strip() for line in done.stdout.splitlines() if re.match(r"\s*(\[[*+-]\]|[+-] )", line)] if done.returncode else []
-    return {"changed": False, "equal": done.returncode == 0, "differences": lines}
+    return done
 
 
 def _compare_models(release: Release, url: str, printed: str, against: tuple[str, ...]) -> subprocess.CompletedProcess:

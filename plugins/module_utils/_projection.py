@@ -335,11 +335,13 @@ class Projection:
         return (
             [self.schema.column("new_bookings", "customerId"), *columns],
             self.schema.compose(
-                "SELECT coalesce(c.user_id, i.user_id, g.user_id), {values} {source}"
-                " WHERE c.user_id IS NOT NULL OR i.user_id IS NOT NULL OR g.user_id IS NOT NULL",
-                values=comma(values), source=self._booking_source(),
+                "SELECT {user}, {values} {source} WHERE {user} IS NOT NULL",
+                values=comma(values), user=self._booking_user(), source=self._booking_source(),
             ),
         )
+
+    def _booking_user(self):
+        return sql.SQL("coalesce(c.user_id, i.user_id, g.user_id)")
 
     def _booking_source(self):
         # Each key is NULL where an earlier rule decides, so that those rows look up nobody. Members and guests are joined one

@@ -35,6 +35,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_prog
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect, psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import (
+    SPELLED_BY_MAJOR,
     compare_catalogues,
     compare_rows,
     compare_sequences,
@@ -177,24 +178,28 @@ def _look_at(backup: Backup, parameters: dict[str, Any]) -> dict[str, Any]:
     return {**result, "duration_ms": int((time.monotonic() - started) * 1000)}
 
 
-def compare_with(database: Database, manifest: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def compare_with(database: Database, manifest: dict[str, Any]) -> dict[str, list[Any]]:
     """Compare a database with a manifest, in one snapshot of its own.
 
     Returns:
-        ``tables`` (see `compare_rows`) and ``catalogue``, the list of objects that differ.
+        ``tables`` (see `compare_rows`), ``catalogue``, the list of objects that differ, and ``not_compared``, the kinds of objects that
+        two majors spell differently.
     """
     with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
         fix_text_form(database)
         sequences, catalogue = read_sequences(database), read_catalogue(database)
         rows = measure_rows(database, list_tables(database))
+    same_major = database.connection.server_version // 10000 == manifest["server"]["major"]
+    left_out = () if same_major else SPELLED_BY_MAJOR
+    expected, actual = ({kind: found for kind, found in side.items() if kind not in left_out} for side in (manifest["catalogue"], catalogue))
     return {
         "tables": compare_rows(manifest["tables"], rows),
-        "catalogue": compare_catalogues(manifest["catalogue"], catalogue)
-        + compare_sequences(manifest["sequences"], sequences),
+        "catalogue": compare_catalogues(expected, actual) + compare_sequences(manifest["sequences"], sequences),
+        "not_compared": sorted({*left_out} & {*manifest["catalogue"], *catalogue}),
     }
 
 
-def _differences(compared: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _differences(compared: dict[str, list[Any]]) -> list[str]:
     """Put what differs into words."""
     words = []
     for table in compared["tables"]:
@@ -244,6 +249,12 @@ class Restore:
     def _run(self, admin: Database, started: float) -> dict[str, Any]:
         manifest = self._backup.manifest
         server_major = admin.connection.server_version // 10000
+        if server_major < manifest["server"]["major"]:
+            raise UnifiedUserError(
+                f"restore {self._backup.source} on PostgreSQL {server_major}",
+                f"it was taken from PostgreSQL {manifest['server']['version']}, and an older server cannot read what a newer one dumps",
+                f"Restore on a server of PostgreSQL {manifest['server']['major']} or later",
+            )
         # An archive is read by the major that wrote it and by later ones.
         client_major = int(re.match(r"\d+", manifest["client_version"]).group())
         program = find_program("pg_restore", server_major, client_major, self._parameters["bin_dir"], "bin_dir")
@@ -362,14 +373,14 @@ class Restore:
             return self._decryption.feeding(program, arguments, environment)
         return running(program, [*arguments, f"--jobs={self._parameters['jobs']}", self._backup.dump_path], environment)
 
-    def _compare(self) -> dict[str, list[dict[str, Any]]]:
+    def _compare(self) -> dict[str, list[Any]]:
         copy = connect(self._parameters, self.target)
         try:
             return compare_with(copy, self._backup.manifest)
         finally:
             copy.close()
 
-    def _require_equal(self, compared: dict[str, list[dict[str, Any]]]) -> None:
+    def _require_equal(self, compared: dict[str, list[Any]]) -> None:
         differences = _differences(compared)
         if not differences:
             return
@@ -405,7 +416,7 @@ class Restore:
     def _finish(
         self,
         result: dict[str, Any],
-        compared: dict[str, list[dict[str, Any]]],
+        compared: dict[str, list[Any]],
         started: float,
         restore_ms: int,
         admin: Database,
@@ -425,6 +436,7 @@ class Restore:
             },
             "client_version": result["client_version"],
             "collection_version": COLLECTION_VERSION,
+            "not_compared": compared["not_compared"],
             "tables": len(compared["tables"]),
             "rows": sum(table["actual"] for table in compared["tables"]),
             "catalogue_objects": sum(len(objects) for objects in self._backup.manifest["catalogue"].values()),
@@ -438,6 +450,7 @@ class Restore:
             "tables": compared["tables"],
             "rows": facts["rows"],
             "catalogue": compared["catalogue"],
+            "not_compared": compared["not_compared"],
             "catalogue_objects": facts["catalogue_objects"],
             "restore_ms": restore_ms,
             "duration_ms": duration_ms,

@@ -14,6 +14,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import TRIGGERED as REVERSED
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import Reverse
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import ThreeWay
 
 #: What every trigger of ours is called, and then some.
 PREFIX = "unified_user_"
@@ -71,7 +74,7 @@ class Sync:
         """Keep both sides in step from now on; a direction that is on already is made anew if it is not as it should be.
 
         Args:
-            direction: ``forward``.
+            direction: ``forward`` (legacy to unified), ``reverse`` or ``both``.
 
         Returns:
             Whether anything was changed.
@@ -92,10 +95,11 @@ class Sync:
         for name, attributes in TYPES.items():
             self.database.execute(compose("CREATE TYPE {name} AS ({attributes})", {
                 "name": sql.Identifier(_journal.SCHEMA, name), "attributes": sql.SQL(attributes)}))  # fmt: skip
-        for statement in Forward(self.database, self.schema, self.options.policies).functions():
-            self.database.execute(statement)
+        for maker in (Forward,) if direction == "forward" else (ThreeWay, Reverse):
+            for statement in maker(self.database, self.schema, self.options.policies).functions():
+                self.database.execute(statement)
         self.database.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA unified_user_journal FROM PUBLIC")
-        for trigger in self._triggers():
+        for trigger in self._triggers(direction):
             self.database.execute(trigger.definition)
             # Writes that are replicated or replayed are carried, too.
             self.database.execute(self.schema.compose(
@@ -143,7 +147,7 @@ class Sync:
         if not current:
             return {"direction": None, "missing": [], "quarantine": {}}
         enabled = {(row["table"], row["name"]) for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
-        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers()]
+        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers(current["direction"])]
         reasons = self.database.rows("SELECT reason, count(*) AS rows FROM unified_user_journal.quarantine GROUP BY reason ORDER BY reason")
         return {
             "direction": current["direction"],
@@ -161,24 +165,33 @@ class Sync:
             return None
         return self.database.row("SELECT direction, settings, since FROM unified_user_journal.sync")
 
-    def _triggers(self) -> list[_Trigger]:
-        triggers = [trigger for table in TRIGGERED for trigger in self._forward(table)]
+    def _triggers(self, direction: str) -> list[_Trigger]:
+        triggers = []
+        if direction != "reverse":
+            triggers += [trigger for table in TRIGGERED for trigger in self._forward(table)]
+        if direction != "forward":
+            triggers += [trigger for table in REVERSED for trigger in self._rows(table, "reverse", "forward")]
         triggers.append(self._trigger("studio_owners", "release_studios", "BEFORE DELETE", "FOR EACH ROW", "forward_release_studios", _guard("reverse")))
         synced = [table for table in (*_mapping.SOURCES, *_mapping.FILLED) if table != "services"]
         triggers += [self._trigger(table, "refuse_truncate", "BEFORE TRUNCATE", "FOR EACH STATEMENT", "refuse_truncate") for table in synced]
         return triggers
 
     def _forward(self, table: str) -> list[_Trigger]:
-        update, changed = sql.SQL("AFTER UPDATE"), sql.SQL("OLD OPERATOR(pg_catalog.*<>) NEW")
-        if table == "studios":
-            # The column must be named: when it is dropped, the application's writes of studios would fail otherwise.
-            update = self.schema.compose("AFTER UPDATE OF {studios.id}, {studios.ownerId}")
-            changed = self.schema.compose("(OLD.{studios.ownerId}, OLD.{studios.id}) IS DISTINCT FROM (NEW.{studios.ownerId}, NEW.{studios.id})")
-        guard, function = _guard("reverse"), f"forward_{table}"
+        if table != "studios":
+            return self._rows(table, "forward", "reverse")
+        # The column must be named: when it is dropped, the application's writes of studios would fail otherwise.
+        update = self.schema.compose("AFTER UPDATE OF {studios.id}, {studios.ownerId}")
+        changed = self.schema.compose("(OLD.{studios.ownerId}, OLD.{studios.id}) IS DISTINCT FROM (NEW.{studios.ownerId}, NEW.{studios.id})")
+        return self._rows(table, "forward", "reverse", update, changed)
+
+    def _rows(self, table: str, direction: str, other: str, update=None, changed=None) -> list[_Trigger]:
+        guard, function = _guard(other), f"{direction}_{table}"
+        # By image: not every type has an equality.
+        changed = compose("{g} AND {c}", {"g": guard, "c": changed or sql.SQL("OLD OPERATOR(pg_catalog.*<>) NEW")})
         return [
-            self._trigger(table, "forward_insert", "AFTER INSERT", "FOR EACH ROW", function, guard),
-            self._trigger(table, "forward_update", update, "FOR EACH ROW", function, compose("{g} AND {c}", {"g": guard, "c": changed})),
-            self._trigger(table, "forward_delete", "AFTER DELETE", "FOR EACH ROW", function, guard),
+            self._trigger(table, f"{direction}_insert", "AFTER INSERT", "FOR EACH ROW", function, guard),
+            self._trigger(table, f"{direction}_update", update or "AFTER UPDATE", "FOR EACH ROW", function, changed),
+            self._trigger(table, f"{direction}_delete", "AFTER DELETE", "FOR EACH ROW", function, guard),
         ]
 
     def _trigger(self, table: str, name: str, event, scope: str, function: str, condition=None) -> _Trigger:

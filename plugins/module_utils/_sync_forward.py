@@ -30,17 +30,17 @@ TYPES = {
 #: Legacy and shared tables whose writes are carried.
 TRIGGERED = (*_mapping.PEOPLE, "accounts", "sessions", "bookings", "_CustomerFavorites", "studios")
 
-_RELATIONS = "member AS (SELECT * FROM unnest(uu_members)), guest AS (SELECT * FROM unnest(uu_guests))"
+#: The projection's relations, out of those variables.
+RELATIONS = "member AS (SELECT * FROM unnest(uu_members)), guest AS (SELECT * FROM unnest(uu_guests))"
 
-# Rows of people in the scope, and why some of them cannot be migrated. Who is set aside first is not counted as a double.
+# Rows of people in the scope, and why some of them cannot be migrated.
 _BLOCKED = """
 SELECT coalesce(array_agg(ROW(p.source_table, p.id, p.reason, p.key)::unified_user_journal.blocked), '{}') INTO uu_blocked
 FROM (
-    SELECT d.source_table, d.id, d.key, coalesce(d.reason, CASE WHEN {merges} OR NOT bool_or(d.alike > 1) OVER fine THEN NULL
-           WHEN row_number() OVER (PARTITION BY d.key, d.reason ORDER BY d.side, d.verified DESC, d.created, d.id COLLATE "C") > 1
+    SELECT d.source_table, d.id, d.key, coalesce(d.reason, CASE WHEN NOT {merges} AND bool_or(d.alike > 1) OVER (PARTITION BY d.key)
+           AND row_number() OVER (PARTITION BY d.key ORDER BY d.side, d.verified DESC, d.created, d.id COLLATE "C") > 1
            THEN 'duplicate_identity' END) AS reason
-    FROM (SELECT q.*, count(*) OVER (PARTITION BY q.key, q.reason, q.side) AS alike FROM ({people}) AS q) AS d
-    WINDOW fine AS (PARTITION BY d.key, d.reason)
+    FROM (SELECT q.*, count(*) OVER (PARTITION BY q.key, q.side) AS alike FROM ({people}) AS q) AS d
 ) AS p
 WHERE p.reason IS NOT NULL;
 """
@@ -69,7 +69,8 @@ uu_more := ARRAY(
     ) AS k WHERE k.key <> ALL (uu_keys));
 """
 
-_LOCK = """
+#: Updates the lock row of each key, in order: this is what serialises everything.
+LOCK = """
 INSERT INTO unified_user_journal.identity_lock AS l (identity_key, generation)
 SELECT DISTINCT ON (k.key COLLATE "C") k.key, 1 FROM unnest({keys}) AS k (key) WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C"
 ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
@@ -77,6 +78,7 @@ ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 
 # Bookings whose user is about to go are decided again, with whoever they belong to now.
 _BOOKINGS_OF_GONE = """
+uu_bookings := uu_bookings || ARRAY(SELECT n.{new_bookings.id} FROM {new_bookings} AS n WHERE n.{new_bookings.customerId} = ANY (uu_gone));
 uu_more := ARRAY(
     SELECT DISTINCT k.key FROM {new_bookings} AS n JOIN {bookings} AS b ON b.{bookings.id} = n.{new_bookings.id}
     LEFT JOIN {customers} AS c ON c.{customers.id} = b.{bookings.customerId}
@@ -105,10 +107,16 @@ DECLARE
     uu_owners_moved text[];
     uu_customers_moved text[];
     uu_gained text[];
+    uu_native text[];
     uu_user text;
     uu_entries unified_user_journal.entry[];
 BEGIN
-    uu_keys := ARRAY(SELECT DISTINCT k FROM unnest(uu_keys) AS k WHERE k IS NOT NULL);
+    uu_keys := array_remove(uu_keys, NULL);
+    uu_ids := array_remove(uu_ids, NULL);
+    uu_bookings := array_remove(uu_bookings, NULL);
+    uu_rows := array_remove(uu_rows, NULL);
+    uu_studios := array_remove(uu_studios, NULL);
+    uu_reversed := array_remove(uu_reversed, NULL);
     uu_more := uu_keys;
     LOOP
         LOOP
@@ -120,6 +128,7 @@ BEGIN
         {blocked}
         {members}
         uu_customers := ARRAY(SELECT m.source_id FROM unnest(uu_members) AS m WHERE m.side = {customer});
+        {pin}
         {guests}
         {assign}
         uu_before := ARRAY(SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys));
@@ -161,17 +170,19 @@ WHERE u.{users.id} = ANY (uu_users) AND w.{users.email} = u.{users.email} AND w.
 
 # What is there already is left alone: ON CONFLICT would write to every row it meets.
 _UPSERT = """
-WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w)
-INSERT INTO {table} AS n ({columns}) SELECT w.* FROM typed AS w
-WHERE NOT EXISTS (SELECT FROM {table} AS o WHERE o.{key} = w.{key} AND ROW({theirs})::record OPERATOR(pg_catalog.*=) ROW({ours})::record)
+WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w), stale AS MATERIALIZED (
+    SELECT w.* FROM typed AS w
+    WHERE NOT EXISTS (SELECT FROM {table} AS o WHERE o.{key} = w.{key} AND ROW({theirs})::record OPERATOR(pg_catalog.*=) ROW({ours})::record))
+INSERT INTO {table} AS n ({columns}) SELECT w.* FROM stale AS w WHERE {parents}
 ON CONFLICT ({key}) DO UPDATE SET {updates};
 """
 
 _RECONCILE = """
 WITH {relations}, wanted ({columns}) AS MATERIALIZED ({select})
 DELETE FROM {table} AS n WHERE n.{user} = ANY (uu_users) AND NOT EXISTS (SELECT FROM wanted AS w WHERE {same});
-WITH {relations}, wanted ({columns}) AS MATERIALIZED ({select})
-INSERT INTO {table} ({columns}) SELECT w.* FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {table} AS n WHERE {same});
+WITH {relations}, wanted ({columns}) AS ({select}), absent AS MATERIALIZED (
+    SELECT w.* FROM wanted AS w WHERE NOT EXISTS (SELECT FROM {table} AS n WHERE {same}))
+INSERT INTO {table} ({columns}) SELECT w.* FROM absent AS w WHERE {parents};
 """
 
 _MAP = """
@@ -213,7 +224,7 @@ IF uu_blocked <> '{}' OR EXISTS (
     SELECT coalesce(array_agg(ROW(e.source_table, e.source_id, e.reason, e."row", e.identity_key)::unified_user_journal.entry), '{}')
     INTO uu_entries FROM ({entries}) AS e (source_table, source_id, reason, "row", identity_key);
     DELETE FROM unified_user_journal.quarantine AS q
-    WHERE (q.identity_key = ANY (uu_keys) OR (q.source_table = 'bookings' AND q.source_id = ANY (uu_bookings)))
+    WHERE q.source_table <> 'users' AND (q.identity_key = ANY (uu_keys) OR (q.source_table = 'bookings' AND q.source_id = ANY (uu_bookings)))
     AND NOT EXISTS (SELECT FROM unnest(uu_entries) AS e WHERE e.source_table = q.source_table AND e.source_id = q.source_id);
     INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row", identity_key)
     SELECT DISTINCT ON (e.source_table, e.source_id) e.source_table, e.source_id, e.reason, e."row", e.identity_key
@@ -234,6 +245,13 @@ _REFERRING = (
     ("bookings", "customerId", "customers"),
     ("_CustomerFavorites", "A", "customers"),
 )
+
+#: Shared rows that unified rows refer to: unified table -> column -> table.
+_PARENTS = {
+    "studio_ownership": {"studioId": "studios"},
+    "_UserFavorites": {"A": "studios"},
+    "new_bookings": {"studioId": "studios", "serviceId": "services"},
+}
 
 _BOOKING_TRIGGER = """
 DECLARE
@@ -298,7 +316,7 @@ BEGIN
         AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
                         WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
         AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key);
-        IF uu_user IS NOT NULL THEN
+        IF uu_user IS NOT NULL AND NOT {diverged} THEN
             {update}
             IF FOUND THEN
                 RETURN NULL;
@@ -310,14 +328,15 @@ BEGIN
 END
 """
 
-_TRIGGER_FUNCTION = """
+#: Makes a trigger function.
+TRIGGER_FUNCTION = """
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
 """
 
 # His studios stay, and with them other people's bookings (the contract: Erasure).
 _RELEASE = """
 BEGIN
-    UPDATE {studios} AS s SET {studios.ownerId} = NULL WHERE s.{studios.ownerId} = OLD.{studio_owners.id};
+    UPDATE {studios} AS s SET {studios.ownerId} = {heir} WHERE s.{studios.ownerId} = OLD.{studio_owners.id};
     RETURN OLD;
 END
 """
@@ -339,6 +358,8 @@ class Forward:
         policies: the operator's decisions.
     """
 
+    projection_class = Projection
+
     def __init__(self, database: Database, schema: Schema, policies: Policies) -> None:
         self.database = database
         self.schema = schema
@@ -352,23 +373,23 @@ class Forward:
             )
             for table in _mapping.PEOPLE
         }
-        # No guest is made of bookings that may be those of somebody who is set aside.
-        anonymous = where(
-            schema, "bookings",
-            "scoped.{bookings.customerId} IS NULL AND {key} = ANY (uu_keys) AND NOT EXISTS (SELECT FROM unnest(uu_blocked) AS x WHERE x.key = {key})",
-            key=self.key("bookings", "scoped"),
-        )
         touched = where(
             schema, "bookings",
             "(scoped.{bookings.customerId} = ANY (uu_customers) OR (scoped.{bookings.customerId} IS NULL AND {key} = ANY (uu_keys))"
             " OR scoped.{bookings.id} = ANY (uu_bookings))",
             key=self.key("bookings", "scoped"),
         )
-        self.people = self._projection({**admitted, "bookings": anonymous})
+        self.people = self._projection({**admitted, "bookings": self._anonymous()})
         self.projection = self._projection({"bookings": touched})
 
     def _projection(self, scopes: dict[str, object]) -> Projection:
-        return Projection(ScopedSchema(self.schema, scopes), self.policies, sql.SQL("uu_at"))
+        return self.projection_class(ScopedSchema(self.schema, scopes), self.policies, sql.SQL("uu_at"))
+
+    def _anonymous(self):
+        """Select the bookings that guests may be made of."""
+        return where(
+            self.schema, "bookings", "scoped.{bookings.customerId} IS NULL AND {key} = ANY (uu_keys)", key=self.key("bookings", "scoped")
+        )
 
     def key(self, table: str, alias: str):
         """Return the identity key of a row of people, users or bookings."""
@@ -388,12 +409,16 @@ class Forward:
         made = settings("forward", self.schema)
         statements = [compose(_RECOMPUTE, {"settings": made, "body": self._text(self._recompute())})]
         triggers = {f"forward_{table}": self._trigger(table) for table in TRIGGERED}
-        triggers["forward_release_studios"] = self.schema.compose(_RELEASE)
+        triggers["forward_release_studios"] = self.schema.compose(_RELEASE, heir=self._heir())
         triggers["refuse_truncate"] = sql.SQL(_REFUSE_TRUNCATE)
         for name, body in triggers.items():
             parts = {"function": sql.Identifier(SCHEMA, name), "settings": made, "body": self._text(body)}
-            statements.append(compose(_TRIGGER_FUNCTION, parts))
+            statements.append(compose(TRIGGER_FUNCTION, parts))
         return statements
+
+    def _heir(self):
+        """Return who a studio ``s`` passes to when its owner goes."""
+        return sql.SQL("NULL")
 
     def _text(self, body):
         return sql.Literal(body.as_string(self.database.connection))
@@ -413,7 +438,7 @@ class Forward:
 
         keys = self._keys()
         return compose(_BODY, {
-            "lock": compose(_LOCK, {"keys": sql.SQL("uu_more")}),
+            "lock": compose(LOCK, {"keys": sql.SQL("uu_more")}),
             "closure": select(_CLOSURE, users_there=self._users_there(), **keys),
             "blocked": self._blocked(),
             "members": gathered("nobody AS (SELECT)", member, "uu_members", self.people.member(), "m"),
@@ -421,8 +446,9 @@ class Forward:
                 gathered("member AS (SELECT * FROM unnest(uu_members))", guest, "uu_guests", self.people.guest(), "g"), self._guest_ids()
             ]),
             "customer": sql.Literal(CUSTOMER_SIDE),
+            "pin": self._pin(),
             "assign": self._assign(),
-            "bookings_of_gone": select(_BOOKINGS_OF_GONE, **keys),
+            "bookings_of_gone": self._bookings_of_gone(),
             "fill": self._fill(),
         })  # fmt: skip
 
@@ -450,9 +476,29 @@ class Forward:
             "WHEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{customers.id} AND {owner_key} <> {key})"
             " AND (EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = {rekeyed})"
             " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = {rekeyed})"
-            " OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = {rekeyed} AND i.identity_key <> {key}))"
+            " OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = {rekeyed} AND i.identity_key <> {key}"
+            " AND (i.source_table, i.source_id) IS DISTINCT FROM ('customers', t.{customers.id})))"
             " THEN 'derived_id_taken' END", **parts
         )
+
+    def _bookings_of_gone(self):
+        return self.schema.compose(_BOOKINGS_OF_GONE, **self._keys())
+
+    def _unresolvable(self):
+        """Return the condition that a booking ``b`` names nobody."""
+        return self.schema.compose(_UNRESOLVABLE, **self._keys())
+
+    def _pin(self):
+        """Tie bookings to users whom the legacy side cannot name."""
+        return sql.SQL("")
+
+    def _unpin(self):
+        """Untie a booking whose customerId or customerEmail the legacy side has changed."""
+        return sql.SQL("")
+
+    def _diverged(self):
+        """Return the condition that the user differs from what the legacy side calls for."""
+        return sql.SQL("false")
 
     def _users_there(self):
         """Return what adds the users who have one of the keys to what the keys touch."""
@@ -492,13 +538,19 @@ class Forward:
             ),
             self._quarantine(),
             self._audit(),
-            compose(_MAP, {"relations": sql.SQL(_RELATIONS), "select": projection.identity_map()}),
-            self.schema.compose(_GONE),
+            self._map(),
+            self._gone(),
         ])  # fmt: skip
+
+    def _map(self):
+        return compose(_MAP, {"relations": sql.SQL(RELATIONS), "select": self.projection.identity_map()})
+
+    def _gone(self):
+        return self.schema.compose(_GONE)
 
     def _park(self, columns, select):
         return self.schema.compose(
-            _PARK, relations=sql.SQL(_RELATIONS), columns=comma(columns), wanted=select,
+            _PARK, relations=sql.SQL(RELATIONS), columns=comma(columns), wanted=select,
         )
 
     def _upsert(self, table: str, columns: list, select, kept: tuple[str, ...] = ()):
@@ -510,13 +562,25 @@ class Forward:
             compose(self._assignment(table, name), {"c": sql.Identifier(name), "t": sql.Identifier("n"), "role": self._role_type()}) for name in written
         ]
         return self.schema.compose(
-            _UPSERT, table=table, relations=sql.SQL(_RELATIONS), columns=comma(columns), select=select, key=sql.Identifier(key),
+            _UPSERT, table=table, relations=sql.SQL(RELATIONS), columns=comma(columns), select=select, key=sql.Identifier(key),
             typed=comma(
                 compose("w.{c}::{type} AS {c}", {"c": column, "type": sql.SQL(relation.columns[column.string].type)}) for column in columns
             ),
             theirs=comma(sql.Identifier("o", name) for name in written), ours=comma(sql.Identifier("w", name) for name in written),
-            updates=comma(updates),
+            updates=comma(updates), parents=self._parents(table),
         )
+
+    def _parents(self, table: str):
+        """Return the condition that what a row ``w`` refers to is there, and stays: it may be about to be deleted."""
+        names = self.schema[table].names
+        conditions = [
+            self.schema.compose(
+                "(w.{column} IS NULL OR EXISTS (SELECT FROM {parent} AS p WHERE p.{parent.id} = w.{column} FOR KEY SHARE))",
+                column=sql.Identifier(names[column]), parent=parent,
+            )
+            for column, parent in _PARENTS.get(table, {}).items()
+        ]
+        return all_of(conditions)
 
     def _assignment(self, table: str, name: str) -> str:
         if table == "users" and self.schema[table].logical_name(name) == "primaryRole":
@@ -532,8 +596,8 @@ class Forward:
         """Delete the users' rows that are not wanted, and insert those that are not there."""
         names = self.schema[table].names
         return self.schema.compose(
-            _RECONCILE, table=table, relations=sql.SQL(_RELATIONS), columns=comma(columns), select=select, user=sql.Identifier(names[user]),
-            same=all_of(compose("w.{c} = n.{c}", {"c": sql.Identifier(names[column])}) for column in key),
+            _RECONCILE, table=table, relations=sql.SQL(RELATIONS), columns=comma(columns), select=select, user=sql.Identifier(names[user]),
+            same=all_of(compose("w.{c} = n.{c}", {"c": sql.Identifier(names[column])}) for column in key), parents=self._parents(table),
         )
 
     def _audit(self):
@@ -542,8 +606,8 @@ class Forward:
         return self.schema.compose(_AUDIT)
 
     def _quarantine(self):
-        schema, keys = self.schema, self._keys()
-        unresolvable = schema.compose(_UNRESOLVABLE, **keys)
+        schema = self.schema
+        unresolvable = self._unresolvable()
         entries = []
         for table in _mapping.PEOPLE:
             entries.append(schema.compose(
@@ -561,14 +625,8 @@ class Forward:
                 table=table, name=sql.Literal(table), identifier=identifier, column=sql.Identifier(names[column]), people=sql.Literal(people),
             ))  # fmt: skip
         entries.append(schema.compose(
-            "SELECT 'bookings', b.{bookings.id}, 'refers_to_quarantined', to_jsonb(b), {booking_key} FROM {bookings} AS b"
-            " WHERE b.{bookings.customerId} IS NULL AND {usable} AND {booking_key} = ANY (uu_keys)"
-            " AND EXISTS (SELECT FROM unnest(uu_blocked) AS x WHERE x.key = {booking_key})"
-            " AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = {booking_key})", **keys,
-        ))  # fmt: skip
-        entries.append(schema.compose(
-            "SELECT 'bookings', b.{bookings.id}, 'unresolvable', to_jsonb(b), {booking_key} FROM {bookings} AS b"
-            " WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}", unresolvable=unresolvable, **keys,
+            "SELECT 'bookings', b.{bookings.id}, 'unresolvable', to_jsonb(b), NULL FROM {bookings} AS b"
+            " WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}", unresolvable=unresolvable,
         ))  # fmt: skip
         return schema.compose(_QUARANTINE, unresolvable=unresolvable, entries=sql.SQL(" UNION ALL ").join(entries))
 
@@ -581,7 +639,13 @@ class Forward:
             return self._person_trigger(table)
         column = {name: column for name, column, unused in _REFERRING}[table]
         touched = {"ids": column, **({"studios": {"studios": "id"}.get(table, "B")} if table in ("studios", "_CustomerFavorites") else {"rows": "id"})}
-        return compose("BEGIN {slow} RETURN NULL; END", {"slow": recompute(**{
+        people = "customers" if table == "_CustomerFavorites" else "studio_owners"
+        # In the midst of a cascade the person's own trigger is still to come, and does it all.
+        cascade = self.schema.compose(
+            "TG_OP = 'DELETE' AND NOT EXISTS (SELECT FROM {people} AS p WHERE p.{people.id} = OLD.{column})",
+            people=people, column=self.schema.column(table, column),
+        ) if table != "studios" else sql.SQL("false")  # fmt: skip
+        return compose("BEGIN IF {cascade} THEN RETURN NULL; END IF; {slow} RETURN NULL; END", {"cascade": cascade, "slow": recompute(**{
             name: comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, logical)}) for row in ("OLD", "NEW"))
             for name, logical in touched.items()
         })})  # fmt: skip
@@ -599,11 +663,8 @@ class Forward:
         )
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return compose(_BOOKING_TRIGGER, {
-            "find_new": find_new, "find_old": schema.compose(_FIND_OLD), "lock": compose(_LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
-            "same": schema.compose(
-                "NEW.{bookings.id} = OLD.{bookings.id} AND NEW.{bookings.customerId} IS NOT DISTINCT FROM OLD.{bookings.customerId}"
-                " AND NEW.{bookings.customerEmail} = OLD.{bookings.customerEmail}"
-            ),
+            "find_new": find_new, "find_old": schema.compose(_FIND_OLD), "lock": compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+            "same": self._same_booking(),
             "insert": schema.compose(
                 "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values});",
                 columns=comma(left for left, unused in pairs), values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
@@ -615,8 +676,14 @@ class Forward:
                     for left, right in pairs
                 ),
             ),
-            "slow": slow,
+            "slow": sql.Composed([self._unpin(), slow]),
         })  # fmt: skip
+
+    def _same_booking(self):
+        return self.schema.compose(
+            "NEW.{bookings.id} = OLD.{bookings.id} AND NEW.{bookings.customerId} IS NOT DISTINCT FROM OLD.{bookings.customerId}"
+            " AND NEW.{bookings.customerEmail} = OLD.{bookings.customerEmail}"
+        )
 
     def _person_trigger(self, table: str):
         schema = self.schema
@@ -635,9 +702,9 @@ class Forward:
         )
         rows = ("OLD", "NEW")
         return schema.compose(
-            _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"), lock=compose(_LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+            _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"), lock=compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
             same=schema.compose("NEW.{people.id} = OLD.{people.id} AND {new} = {old}", people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD")),
-            update=update,
+            update=update, diverged=self._diverged(),
             slow=recompute(
                 keep_password=schema.compose(
                     "(TG_OP = 'UPDATE' AND OLD.{people.password} IS NOT DISTINCT FROM NEW.{people.password} AND {new} = {old})",

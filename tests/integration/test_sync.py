@@ -94,3 +94,46 @@ def test_forward_carries(session, write):
     session.execute(WRITES[write])
     in_step(session)
     assert session.value("SELECT count(*) FROM studios") > 0 or write == "every studio goes"
+
+
+def test_both_directions(session):
+    sync = forward(session)
+    assert sync.install("both") and not sync.install("both")
+    in_step(session)
+    owners = session.rows("SELECT id, \"ownerId\" FROM studios ORDER BY id")
+    assert sync.status()["direction"] == "both" and not sync.status()["missing"]
+    run = session.execute
+    run("INSERT INTO users (id, email, name, phone, \"updatedAt\") VALUES ('u-1', 'born@example.org', 'Born', '1', now())")
+    assert not session.value("SELECT count(*) FROM customers WHERE id = 'u-1'")
+    run("INSERT INTO user_role_assignments (id, \"userId\", role) VALUES ('r-1', 'u-1', 'CUSTOMER')")
+    assert session.row("SELECT name, phone, email FROM customers WHERE id = 'u-1'") == {"name": "Born", "phone": "1", "email": "born@example.org"}
+    run("UPDATE users SET name = NULL, email = 'moved@example.org', password = 'x' WHERE id = 'u-1'")
+    assert session.row("SELECT name, email, password FROM customers WHERE id = 'u-1'") == {"name": "", "email": "moved@example.org", "password": "x"}
+    assert session.value("SELECT name IS NULL FROM users WHERE id = 'u-1'")
+    run("UPDATE customers SET phone = '2' WHERE id = 'u-1'")
+    assert session.row("SELECT name, phone, email FROM users WHERE id = 'u-1'") == {"name": None, "phone": "2", "email": "moved@example.org"}
+    run("INSERT INTO user_role_assignments (id, \"userId\", role) VALUES ('r-2', 'u-1', 'STUDIO_OWNER')")
+    assert session.value("SELECT count(*) FROM studio_owners WHERE id = 'u-1'") == 1
+    run("INSERT INTO studio_ownership (id, \"userId\", \"studioId\", \"isPrimary\", \"acceptedAt\") SELECT 'w-1', 'u-1', min(id), true, now() FROM studios"
+        " WHERE \"ownerId\" IS NOT NULL")
+    studio = session.value("SELECT \"studioId\" FROM studio_ownership WHERE id = 'w-1'")
+    run(f"UPDATE studio_ownership SET \"isPrimary\" = false WHERE id <> 'w-1' AND \"studioId\" = '{studio}'")
+    assert session.value(f"SELECT \"ownerId\" FROM studios WHERE id = '{studio}'") == "u-1"
+    run("INSERT INTO new_sessions (id, \"sessionToken\", \"userId\", expires) VALUES ('s-1', 't-1', 'u-1', now())")
+    assert session.value("SELECT \"userId\" FROM sessions WHERE id = 's-1'") == "u-1"
+    run(
+        "INSERT INTO new_bookings SELECT (jsonb_populate_record(b, '{\"id\": \"b-1\", \"customerId\": \"u-1\", \"customerPhone\": null}')).*"
+        " FROM new_bookings AS b LIMIT 1"
+    )
+    assert session.row("SELECT \"customerId\", \"customerPhone\" FROM bookings WHERE id = 'b-1'") == {"customerId": "u-1", "customerPhone": ""}
+    run("UPDATE new_bookings SET status = 'CONFIRMED', \"confirmedBy\" = 'u-1' WHERE id = 'b-1'")
+    assert session.value("SELECT status::text FROM bookings WHERE id = 'b-1'") == "CONFIRMED"
+    run("UPDATE bookings SET status = 'CANCELLED' WHERE id = 'b-1'")
+    assert session.row("SELECT status::text, \"customerPhone\", \"confirmedBy\" FROM new_bookings WHERE id = 'b-1'") == {
+        "status": "CANCELLED", "customerPhone": None, "confirmedBy": "u-1"}  # fmt: skip
+    run("DELETE FROM new_bookings WHERE id = 'b-1'")
+    assert not session.value("SELECT count(*) FROM bookings WHERE id = 'b-1'")
+    run("DELETE FROM users WHERE id = 'u-1'")
+    assert not session.value("SELECT count(*) FROM customers WHERE id = 'u-1'")
+    assert not session.value("SELECT count(*) FROM studio_owners WHERE id = 'u-1'")
+    assert owners == session.rows("SELECT id, \"ownerId\" FROM studios ORDER BY id")
