@@ -24,7 +24,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: partial
-    details: With O(command=compare) and O(command=version) nothing is changed anyway. The others are skipped.
+    details: With O(command=compare), O(command=script) and O(command=version) nothing is changed anyway. The others are skipped.
   diff_mode:
     support: none
 options:
@@ -38,9 +38,10 @@ options:
       - V(deploy) applies the pending migrations (C(prisma migrate deploy)).
       - V(generate) makes the release's client (C(prisma generate)).
       - V(compare) tells whether the database is what C(schema.prisma) says (C(prisma migrate diff --exit-code)).
+      - V(script) returns the SQL that leads from the database to C(schema.prisma) (C(prisma migrate diff --script)), for a new migration.
       - V(version) only tells which CLI there is.
     type: str
-    choices: [deploy, generate, compare, version]
+    choices: [deploy, generate, compare, script, version]
     default: deploy
   schema_path:
     description:
@@ -105,6 +106,10 @@ differences:
   returned: with O(command=compare)
   type: list
   elements: str
+script:
+  description: The SQL. Empty where nothing is to be done.
+  returned: with O(command=script)
+  type: str
 code:
   description: Prisma's code for the failure, or empty.
   returned: on failure
@@ -125,7 +130,8 @@ from urllib.parse import quote
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _prisma_cli
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
 
-COMMANDS = {"deploy": _prisma_cli.deploy, "generate": _prisma_cli.generate, "compare": _prisma_cli.compare}
+COMMANDS = {"deploy": _prisma_cli.deploy, "generate": _prisma_cli.generate, "compare": _prisma_cli.compare, "script": _prisma_cli.script}
+READING = ("compare", "script")
 
 
 def run(module: UnifiedUserModule) -> dict:
@@ -143,7 +149,7 @@ def run(module: UnifiedUserModule) -> dict:
     command = parameters["command"]
     url = _prisma_cli.database_url(parameters)
     result = {"changed": False, "version": release.version()}
-    if command == "version" or (module.check_mode and command != "compare"):
+    if command == "version" or (module.check_mode and command not in READING):
         release.program()
         return result
     return {**result, **COMMANDS[command](release, url)}
@@ -154,7 +160,7 @@ def main() -> None:
     module = UnifiedUserModule(
         argument_spec={
             "release_directory": {"type": "path", "required": True},
-            "command": {"type": "str", "default": "deploy", "choices": ["deploy", "generate", "compare", "version"]},
+            "command": {"type": "str", "default": "deploy", "choices": ["deploy", "generate", "compare", "script", "version"]},
             "schema_path": {"type": "str", "default": "prisma/schema.prisma"},
             "schema": {"type": "str", "default": "public"},
             "lock_timeout": {"type": "int", "default": 1500},

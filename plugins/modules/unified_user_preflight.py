@@ -38,6 +38,11 @@ options:
       - Whether a backup will be restored on this server for a test. The role then needs C(CREATEDB), and the server room for a copy.
     type: bool
     default: true
+  rehearsal:
+    description:
+      - Whether the migration will be rehearsed on this server. It then needs room for a copy that is filled on both sides.
+    type: bool
+    default: true
   bin_dir:
     description:
       - Directory of C(pg_dump), C(pg_restore) and C(psql) on the target host.
@@ -183,6 +188,7 @@ def main() -> None:
             "expect_unified": {"type": "bool", "default": False},
             "fail_on_blocker": {"type": "bool", "default": False},
             "restore_test": {"type": "bool", "default": True},
+            "rehearsal": {"type": "bool", "default": True},
             "bin_dir": {"type": "path"},
             "required_bytes": {"type": "int"},
             "available_bytes": {"type": "int"},

@@ -247,6 +247,17 @@ def test_too_little_disk(look_here):
     assert found(look_here(available_bytes=10**12, required_bytes=10**13), "disk_space", "blocker")
 
 
+def test_the_rehearsal_s_copy_is_counted(look_here):
+    """It is the database once more, filled on both sides: more than the scratch copy of the restore test, and more than the migration."""
+    asked = ({}, {"rehearsal": False}, {"restore_test": False}, {"rehearsal": False, "restore_test": False})
+    needs = [look_here(**options)["estimates"]["bytes_for"] for options in asked]
+    both, tested, rehearsed, neither = ((need["data"], need["wal"]) for need in needs)
+    legacy, database = needs[0]["legacy_tables"], needs[0]["database"]
+    assert both == rehearsed == (int(database + legacy * 1.4), int(database * 1.1 + legacy * 1.9))
+    assert tested == (max(database, int(legacy * 1.4)), max(int(database * 1.1), int(legacy * 1.9)))
+    assert neither == (int(legacy * 1.4), int(legacy * 1.9))
+
+
 def test_disk_of_another_host(look_here, monkeypatch):
     from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _preflight_resources
 
