@@ -204,7 +204,10 @@ def count_quarantine(database: Database) -> int:
 
 def abort_run(database: Database) -> None:
     """Forget where rows went, and make the current run history."""
-    database.execute("TRUNCATE unified_user_journal.identity_map, unified_user_journal.quarantine")
+    database.execute(
+        "TRUNCATE unified_user_journal.identity_map, unified_user_journal.quarantine, unified_user_journal.identity_lock,"
+        " unified_user_journal.divergence, unified_user_journal.pinned_booking"
+    )
     database.execute("UPDATE unified_user_journal.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
 
 

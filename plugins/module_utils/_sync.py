@@ -11,9 +11,11 @@ from typing import Any
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql, with_lock_retries
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_report import not_representable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import TRIGGERED as REVERSED
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import Reverse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import ThreeWay
@@ -83,11 +85,32 @@ class Sync:
             UnifiedUserError: a table or column is missing, or a lock is not to be had.
         """
         self.schema.require()
-        if self.status()["direction"] == direction and not self.status()["missing"]:
+        self._require_run()
+        if not self.changes(direction):
             return False
         _journal.create(self.database)
         self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
         return True
+
+    def changes(self, direction: str | None) -> bool:
+        """Return whether ``install`` (or, for None, ``remove``) has anything to do."""
+        if direction is None:
+            return bool(self._current() or self.database.rows(_INSTALLED))
+        current = self._current()
+        return not current or current["direction"] != direction or bool(self._missing(direction))
+
+    def _require_run(self) -> None:
+        """Insist on a finished copy under the same settings: sync only carries what is written from now on."""
+        run = _journal.current_run(self.database)
+        if not run or run["state"] != "finished":
+            raise UnifiedUserError(
+                "turn on the sync", "the data of this database has not been migrated", "Run playbooks/migrate.yml first"
+            )
+        changed = _journal.changed_settings(run, self._settings())
+        if changed:
+            raise UnifiedUserError(
+                "turn on the sync", f"the migration was made with other settings of {', '.join(changed)}", "Set them as they were"
+            )
 
     def install_in_transaction(self, direction: str) -> None:
         """Do what ``install`` does, in the transaction that is open, whose caller waits for locks."""
@@ -117,7 +140,7 @@ class Sync:
         Raises:
             UnifiedUserError: a lock is not to be had.
         """
-        if not _journal.exists(self.database) or not (self.database.rows(_INSTALLED) or self._current()):
+        if not self.changes(None):
             return False
         self._locked(self._drop, "turn off the sync")
         return True
@@ -141,19 +164,23 @@ class Sync:
 
         Returns:
             ``direction`` (None when off), ``missing`` (triggers that are not there or not enabled always, by table and name),
-            ``quarantine`` (reason -> rows).
+            ``quarantine`` (reason -> rows), ``not_representable`` (kind -> rows that the legacy side cannot hold).
         """
         current = self._current()
         if not current:
-            return {"direction": None, "missing": [], "quarantine": {}}
-        enabled = {(row["table"], row["name"]) for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
-        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers(current["direction"])]
+            return {"direction": None, "missing": [], "quarantine": {}, "not_representable": {}}
         reasons = self.database.rows("SELECT reason, count(*) AS rows FROM unified_user_journal.quarantine GROUP BY reason ORDER BY reason")
         return {
             "direction": current["direction"],
-            "missing": [f"{table}.{name}" for table, name in wanted if (table, name) not in enabled],
+            "missing": self._missing(current["direction"]),
             "quarantine": {row["reason"]: row["rows"] for row in reasons},
+            "not_representable": not_representable(self.database, self.schema, self.options.policies.guest_role),
         }
+
+    def _missing(self, direction: str) -> list[str]:
+        enabled = {(row["table"], row["name"]) for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
+        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers(direction)]
+        return [f"{table}.{name}" for table, name in wanted if (table, name) not in enabled]
 
     # What is made
 
@@ -161,7 +188,7 @@ class Sync:
         return _journal.settings_of(self.options.schema, self.options.policies, self.options.mapping)
 
     def _current(self) -> dict[str, Any] | None:
-        if not _journal.exists(self.database) or not self.database.value("SELECT to_regclass('unified_user_journal.sync') IS NOT NULL"):
+        if not _journal.exists(self.database):
             return None
         return self.database.row("SELECT direction, settings, since FROM unified_user_journal.sync")
 
@@ -204,19 +231,7 @@ class Sync:
         return _Trigger(table, PREFIX + name, definition)
 
     def _drop(self) -> None:
-        for row in self.database.rows(_INSTALLED):
-            self.database.execute(
-                compose("DROP TRIGGER {name} ON {table}", {
-                    "name": sql.Identifier(row["name"]), "table": sql.Identifier(self.schema.name, row["table"])})
-            )  # fmt: skip
-        functions = self.database.rows(
-            "SELECT oid::regprocedure::text AS name FROM pg_proc WHERE pronamespace = 'unified_user_journal'::regnamespace"
-        )
-        if functions:
-            self.database.execute(sql.SQL("DROP FUNCTION {}").format(comma(sql.SQL(row["name"]) for row in functions)))
-        for name in TYPES:
-            self.database.execute(compose("DROP TYPE IF EXISTS {name}", {"name": sql.Identifier(_journal.SCHEMA, name)}))
-        self.database.execute("DELETE FROM unified_user_journal.sync")
+        drop(self.database, self.schema.name)
 
     def _locked(self, attempt, action: str) -> None:
         names = [self.schema.table(table).as_string(self.database.connection) for table in (*_mapping.SOURCES, *_mapping.FILLED)]
@@ -244,6 +259,34 @@ class Sync:
             "SELECT b.{bookings.id} AS id FROM {bookings} AS b FULL JOIN {new_bookings} AS n ON n.{new_bookings.id} = b.{bookings.id}"
             " WHERE n.{new_bookings.id} IS NULL OR b.{bookings.id} IS NULL"
         )
+
+
+def direction(database: Database) -> str | None:
+    """Return which direction is on in a database, or None."""
+    if not _journal.exists(database):
+        return None
+    return database.value("SELECT direction FROM unified_user_journal.sync")
+
+
+def drop(database: Database, schema: str) -> None:
+    """Drop triggers, functions and types, in the transaction that is open.
+
+    Args:
+        database: a session of their owner.
+        schema: the database schema of the application's tables.
+    """
+    for row in database.rows(_INSTALLED):
+        names = {"name": sql.Identifier(row["name"]), "table": sql.Identifier(schema, row["table"])}
+        database.execute(compose("DROP TRIGGER {name} ON {table}", names))
+    functions = database.rows(
+        "SELECT p.oid::regprocedure::text AS name FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
+        " WHERE n.nspname = 'unified_user_journal'"
+    )
+    if functions:
+        database.execute(sql.SQL("DROP FUNCTION {}").format(comma(sql.SQL(row["name"]) for row in functions)))
+    for name in TYPES:
+        database.execute(compose("DROP TYPE IF EXISTS {name}", {"name": sql.Identifier(_journal.SCHEMA, name)}))
+    database.execute("DELETE FROM unified_user_journal.sync")
 
 
 def _guard(other: str):

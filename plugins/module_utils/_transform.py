@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterator
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping, _sync
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, lift_timeouts, list_tables, measure_rows
@@ -166,12 +166,19 @@ class AtomicCopy:
         if run is None and not (_journal.exists(self.database) and _deferral.recorded(self.database)):
             self._refuse_foreign_rows()
             return self._result(changed=False, counts=self._counts(present), kept=kept)
+        if _sync.direction(self.database) in ("reverse", "both"):
+            raise UnifiedUserError(
+                "empty the unified tables",
+                "they are in use: what is written there is carried back to the legacy side, and some of it has no place there",
+                "Look what it is with module unified_user_sync in check mode, end the sync with its state absent, and run this again",
+            )
         if check_mode:
             return self._result(changed=True, counts=self._counts(present), kept=kept)
 
         def attempt() -> dict[str, int]:
             fix_text_form(self.database)
             removed, before = self._counts(present), self._legacy_contents()
+            _sync.drop(self.database, self.schema.name)
             self.database.execute(sql.SQL("TRUNCATE {}").format(comma(self.schema.table(name) for name in present)))
             _deferral.put_back(self.database, self.schema)
             _journal.abort_run(self.database)
