@@ -93,6 +93,8 @@ options:
     default: postgres
 notes:
   - The role needs CREATEDB, and to be a superuser or a member of the roles that own what is in the dump.
+  - The connection options may name another server than the one that was backed up, of the same major or a newer one. The roles that own
+    objects must exist there; C(globals.sql) has them. The primary may be down.
   - Subscriptions are not restored, so that the copy never subscribes to anything.
 seealso:
   - module: rnltlabs.unified_user.database_backup
@@ -178,6 +180,13 @@ catalogue:
   type: list
   elements: dict
   sample: [{kind: index, name: public.bookings_pkey, problem: missing}]
+not_compared:
+  description:
+    - Kinds of objects that the majors of the two servers spell differently, so that they were restored and not compared.
+    - Views, rules and the privilege MAINTAIN at most, and none where both servers are of one major.
+  returned: unless O(state=verified)
+  type: list
+  elements: str
 catalogue_objects:
   description: How many objects were compared.
   returned: when O(state=tested) or O(state=restored)

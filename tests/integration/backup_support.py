@@ -14,6 +14,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 
 from tests.module_process import run_module
 
+BIG_ROWS = 200_000
+
 
 def succeed(result: dict) -> dict:
     assert not result.get("failed"), result["msg"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 
+from tests.integration.backup_support import BIG_ROWS
 from tests.module_process import connection_options
 
 
@@ -32,3 +33,15 @@ def site(cluster, tmp_path):
         }
 
     return options
+
+
+@pytest.fixture
+def big_database(cluster, database):
+    """A database whose dump and restore take long enough to be disturbed."""
+    with contextlib.closing(Database(cluster.connect(database))) as session:
+        session.execute(
+            "CREATE TABLE ledger (id bigint PRIMARY KEY, t text, at timestamptz DEFAULT now());"
+            f"INSERT INTO ledger SELECT i, md5(i::text) || md5((i * 7)::text) FROM generate_series(1, {BIG_ROWS}) AS i;"
+            "CREATE INDEX ON ledger (t); CREATE INDEX ON ledger (at, t)"
+        )
+    return database

@@ -29,7 +29,7 @@ def make_backup(folder: Path, snapshot_time: str = "2025-11-01T22:00:00.000Z", d
         "manifest_version": 2,
         "database": database,
         "properties": {**properties, "size_bytes": 1},
-        "server": {},
+        "server": {"version": "18.1", "major": 18},
         "client_version": "16.4",
         "format": "directory",
         "snapshot_time": snapshot_time,

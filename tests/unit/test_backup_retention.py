@@ -17,7 +17,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors impo
 from tests.module_process import run_module
 from tests.unit.test_backup import make_backup
 
-SERVER = {"system_identifier": "7711098358154857758"}
+SERVER = {"version": "18.1", "major": 18, "system_identifier": "7711098358154857758"}
 
 
 def shelve(directory: Path, days_ago: float, proven: bool = True, database: str = "shop", **changes) -> str:
@@ -120,8 +120,8 @@ NOT_OURS = {
     "file missing": (lambda folder: (folder / "dump" / "toc.dat").unlink(), "missing or not whole"),
     "file cut": (lambda folder: os.truncate(folder / "dump" / "1.dat.gz", 9), "missing or not whole"),
     "other database": (lambda folder: exchange_manifest(folder, database="shop_2"), "it is of database shop_2"),
-    "other server": (lambda folder: exchange_manifest(folder, server={"system_identifier": "1"}), "same server"),
-    "unknown server": (lambda folder: exchange_manifest(folder, server={}), "same server"),
+    "other server": (lambda folder: exchange_manifest(folder, server={**SERVER, "system_identifier": "1"}), "same server"),
+    "unknown server": (lambda folder: exchange_manifest(folder, server={"version": "18.1", "major": 18}), "same server"),
     "no time": (lambda folder: exchange_manifest(folder, snapshot_time="yesterday"), "is no time"),
 }
 
