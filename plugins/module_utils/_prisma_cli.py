@@ -290,13 +290,13 @@ def _failure(action: str, output: str, status: int) -> UnifiedUserError:
     migration = next((name for names in _MIGRATION.findall(output) for name in names if name), "")
     sqlstate = next((state for states in _SQLSTATE.findall(output) for state in states if state), "")
     message = next(iter(_MESSAGE.findall(output)), "")
-    if message:
-        # Values stand in quotation marks, and so do names; whoever needs them finds them in the server's log.
+    if sqlstate[:2] in ("", "22", "P0"):
+        # Values stand in quotation marks, and so do names; without a code it is not to be known which. The server's log has them.
         message = _QUOTED.sub('"…"', message)
     if any(word in output for word in _LOCK) and not migration:
         cause, step = "another deployment holds Prisma's lock", "Wait for it to end, then run the same command again"
         code = code or "P1002"
-    elif _PANIC.search(output):
+    elif not code and _PANIC.search(output):
         cause = "the engine that this release uses ended with a panic"
         step = (
             "Engines of driver adapters do so on PostgreSQL 18 (prisma-engines, pull request 5819): update Prisma, or take the adapter out of"

@@ -302,13 +302,6 @@ def test_prisma_that_changes_what_was_there_is_told(cluster, legacy_database, by
 
 
 @pytest.mark.one_major
-def test_release_without_a_cli(legacy_database, by_prisma, release):
-    (release / "node_modules").unlink()
-    done, _told = by_prisma(legacy_database)
-    assert done.returncode != 0 and "the release has no Prisma CLI of its own. Install what its lock file pins" in plain(done)
-
-
-@pytest.mark.one_major
 def test_password_reaches_the_cli_and_nothing_else(cluster, legacy_database, by_prisma, secret):
     """Over TCP, with characters that a URL must encode; it is in no output and in no process list."""
     password = secret("role") + "/@:%# ?&"
