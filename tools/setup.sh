@@ -76,15 +76,15 @@ offer_node() {
     touch .cache/node-asked
 }
 
-# What the tests of backups run for real: encryption, a second engine, and another host over SSH. No server may start by itself.
+# What the tests of backups run for real: encryption, and another host over SSH. No server may start by itself.
 offer_backup_programs() {
     [ -e .cache/backup-programs-asked ] && return
-    if ! { command -v age && command -v pgbackrest && command -v ssh && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
+    if ! { command -v age && command -v ssh && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
         local policy=/usr/sbin/policy-rc.d made=""
         if [ ! -e "$policy" ]; then
             printf '#!/bin/sh\nexit 101\n' | $(become) tee "$policy" >/dev/null && $(become) chmod 0755 "$policy" && made=yes
         fi
-        apt_install age pgbackrest openssh-client openssh-server || say "age, pgbackrest and openssh-server could not be installed: the tests with them will fail"
+        apt_install age openssh-client openssh-server || say "age and openssh-server could not be installed: the tests with them will fail"
         [ -z "$made" ] || $(become) rm -f "$policy"
     fi
     touch .cache/backup-programs-asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from bench import contenders, report, results
+from bench import backups, contenders, report, results
 
 BOOKINGS = 3000
 
@@ -75,3 +75,13 @@ def test_a_contender_that_does_less_is_not_compared(arena, monkeypatch, damage, 
 def test_a_module_that_fails_is_reported_with_its_words(arena):
     with pytest.raises(contenders.BenchError, match=r"does_not_exist"):
         contenders.run_module(arena.cluster, "does_not_exist")
+
+
+def test_backups_are_measured_beside_the_plain_programs(cluster):
+    lines = []
+    result = backups.measure(cluster, BOOKINGS, 2, lines.append)
+    assert len(lines) == 2 and result["size_bytes"] > 1_000_000
+    assert set(result["medians"]) == {backups.DUMP, backups.BACKUP, backups.RESTORE, backups.TEST} and min(result["medians"].values()) > 0
+    assert "backup / plain pg_dump" in backups.as_text(result) and "| restore test |" in backups.as_markdown(result)
+    slow = {**result, "medians": {**result["medians"], backups.BACKUP: 1.16 * result["medians"][backups.DUMP]}}
+    assert not backups.all_met(slow) and "missed: ≤ 1.15 ×" in backups.as_text(slow)

