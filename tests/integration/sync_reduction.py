@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from tests.application_writes.histories import History
@@ -78,7 +79,7 @@ def _shorter(example: Example) -> Iterator[Example]:
 def _smaller(example: Example) -> Iterator[Example]:
     legacy = example.case.legacy
     for table, rows in legacy.tables.items():
-        if len(rows) > 2:
+        if len(rows) > 1:
             emptied = legacy
             while emptied[table]:
                 emptied = without_row(emptied, table, 0)
@@ -96,18 +97,18 @@ def reduce(example: Example, fails: Callable[[Example], bool], seconds: float = 
         seconds: when to stop looking.
     """
     give_up = time.monotonic() + seconds
-    going_on = True
-    while going_on:
-        going_on = False
-        for candidates in (_shorter, _smaller):
-            improved = True
-            while improved and time.monotonic() < give_up:
-                improved = False
-                for candidate in candidates(example):
-                    if time.monotonic() > give_up:
-                        break
-                    if not project(candidate.case.legacy, candidate.case.policies).blockers and fails(candidate):
-                        example, improved, going_on = candidate, True, True
-                        break
-        going_on = going_on and time.monotonic() < give_up
+    before = None
+    while example is not before and time.monotonic() < give_up:
+        before = example
+        for candidates in (_shorter, _smaller, _shorter):
+            tried = 0
+            while time.monotonic() < give_up:
+                # Where one attempt succeeded, the next starts from there: what could not go before rarely can now.
+                candidate = next(islice(candidates(example), tried, None), None)
+                if candidate is None:
+                    break
+                if not project(candidate.case.legacy, candidate.case.policies).blockers and fails(candidate):
+                    example = candidate
+                else:
+                    tried += 1
     return example
