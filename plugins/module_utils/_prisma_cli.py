@@ -37,7 +37,7 @@ _CODE = re.compile(r"^(?:Error:|Error code:)?\s*(P\d{4})\b", re.MULTILINE)
 _SQLSTATE = re.compile(r"Database error code: (\w{5})|SqlState\(E?(\w{5})\)|code: \"(\w{5})\"")
 _MESSAGE = re.compile(r"^(?:Error querying the database: )?(?:db error: )?ERROR: (.*)$", re.MULTILINE)
 _MIGRATION = re.compile(r"Migration name: (\S+)|migration_name=\"([^\"]+)\"|^The `([^`]+)` migration started", re.MULTILINE)
-_QUOTED = re.compile(r"[\"“„«].*[\"”»]")
+_QUOTED = re.compile("[\"\u201e\u201c\u00ab].*[\"\u201c\u201d\u00bb]")
 #: What the engine says when the flag is not for releases with a driver adapter.
 _NO_DATASOURCE = "--from-schema-datasource flag"
 _PANIC = re.compile(r"panicked at|RuntimeError: unreachable|constraint_type")

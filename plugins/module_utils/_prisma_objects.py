@@ -343,4 +343,3 @@ def find_remains(database: Database, schema: str, migration: Migration, later: l
             if first.certain and first.present == last.present:
                 remains.judged_back.append(told)
     return remains
-

@@ -170,7 +170,7 @@ class Catalogue:
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> Catalogue:
         """Return what `as_dict` gave."""
-        return cls(kept["objects"], {(kind, name) for kind, name in kept["belongings"]})
+        return cls(kept["objects"], set(map(tuple, kept["belongings"])))
 
     @property
     def size(self) -> int:
