@@ -85,6 +85,10 @@ options:
     description:
       - The directory of C(pg_restore), as in O(rnltlabs.unified_user.database_restore#module:bin_dir).
     type: path
+  decryption_identity_file:
+    description:
+      - The file with the identity that opens an encrypted backup, as in O(rnltlabs.unified_user.database_restore#module:decryption_identity_file).
+    type: path
   maintenance_db:
     description:
       - The database to be connected to while the copy is created or dropped.
@@ -229,6 +233,7 @@ def main() -> None:
             "keep": {"type": "bool", "default": False},
             "jobs": {"type": "int", "default": 2},
             "bin_dir": {"type": "path"},
+            "decryption_identity_file": {"type": "path"},
             "maintenance_db": {"type": "str", "default": "postgres"},
             "lock_timeout": {"type": "int", "default": 1500},
             "lock_retry_seconds": {"type": "float", "default": 60},

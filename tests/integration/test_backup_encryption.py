@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_files import sha256_of_file, sha256_of_files
 
+from tests.app.migration_history import MIGRATIONS
 from tests.integration.backup_support import databases, flip, refuse, restore, succeed, visible, wait_until
 from tests.module_process import ModuleProcess, run_module
 from tests.seeded_secrets import register_secrets
@@ -165,3 +166,13 @@ def test_directory_format_is_refused_and_a_missing_program_named(site, identity,
     refuse(run_module("database_backup", {**options, "format": "directory"}), "plaintext must never be there", "Set format to auto or custom")
     refuse(run_module("database_backup", options, environment={"PATH": str(tmp_path)}), "find the program age", "Install the package age")
     assert visible(options) == []
+
+
+@pytest.mark.one_major
+def test_the_rehearsal_opens_it_with_the_identity(encrypted):
+    options, taken = encrypted
+    succeed(restore(options, taken))
+    rehearsal = {**options, "migrations_path": str(MIGRATIONS)}
+    assert succeed(run_module("unified_user_rehearsal", rehearsal))["backup"]["sha256"] == taken["sha256"]
+    rehearsal.pop("decryption_identity_file")
+    refuse(run_module("unified_user_rehearsal", rehearsal), "no identity file was named")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_the_proof_is_of_the_copy_furthest_away(prove, tmp_path):
         assert proof["restored_from"] == f"path {mounted}/{name}" and proof["sha256"] == told["backup"]["data"]["sha256"]
         prove(backup_copies=copies, backup_keep_count=1)
         assert all(len(list(Path(folder).iterdir())) == 1 for folder in (tmp_path / "backups", tmp_path / "second", mounted))
+
+
+@pytest.mark.one_major
+def test_an_encrypted_backup_is_proven_by_the_roles(prove, tmp_path):
+    identity = tmp_path / "identity.txt"
+    subprocess.run(["age-keygen", "-o", str(identity)], check=True, capture_output=True)
+    recipient = subprocess.run(["age-keygen", "-y", str(identity)], check=True, capture_output=True, text=True).stdout.strip()
+    told = prove(backup_encryption_recipients=[recipient], backup_decryption_identity_file=str(identity))
+    assert told["backup"]["data"]["encrypted"] and told["backup"]["data"]["format"] == "custom"
+    assert told["restore_test"]["data"]["backup"]["sha256"] == told["backup"]["data"]["sha256"]
 
 
 @pytest.fixture
