@@ -133,6 +133,7 @@ def test_a_file_that_is_no_identity_is_refused_without_its_content(encrypted, tm
     assert value not in message
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("where", ["header", "first", "middle", "last", "cut"])
 def test_altered_ciphertext_is_noticed_even_where_the_manifest_agrees_with_it(encrypted, admin, where):
     options, taken = encrypted
