@@ -699,6 +699,15 @@ def test_states_around_another_engine_refuse_what_stands_in_the_way(cluster, uni
     add("20251201000000_notes", NOTES)
     execute(cluster, unified_database, FAILED)
     assert "P3009" in run(cluster, unified_database, release, state=state)["msg"]
+    execute(cluster, unified_database, "DELETE FROM _prisma_migrations WHERE id = 'f'")
+    (release / NAMES[0]).rename(release.parent / "away")
+    assert f"the database has migration {NAMES[0]}, which is not in" in run(cluster, unified_database, release, state=state)["msg"]
+    (release.parent / "away").rename(release / NAMES[0])
+    with open(release / NAMES[0] / "migration.sql", "a", encoding="utf-8") as script:
+        script.write("-- edited")
+    assert "was changed after it was applied" in run(cluster, unified_database, release, state=state)["msg"]
+    execute(cluster, unified_database, "DROP TABLE _prisma_migrations")
+    assert "P3005" in run(cluster, unified_database, release, state=state)["msg"]
 
 
 def test_proof_names_what_became_another(cluster, legacy_database, release):

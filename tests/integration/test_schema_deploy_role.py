@@ -197,8 +197,9 @@ def test_prisma_planned_deployed_and_done(cluster, legacy_database, by_prisma, r
 
     again, told = by_prisma(legacy_database)
     assert (again.returncode, changed(again), told["steps"][0]["detail"]) == (0, 0, "up to date: 7 migrations"), again.stdout
+    name = add_migration(release, 'CREATE TABLE "news" ("id" TEXT PRIMARY KEY);')
     native, told = by_prisma(legacy_database, schema_deploy_engine="native")
-    assert (native.returncode, changed(native)) == (0, 0), "either engine goes on where the other was"
+    assert native.returncode == 0 and told["steps"][0]["data"] == {"engine": "native", "migrations": [name]}, "it goes on where Prisma was"
 
 
 @pytest.mark.one_major
@@ -247,22 +248,13 @@ def test_prisma_fails_in_the_middle_of_a_file(cluster, legacy_database, by_prism
     assert done.returncode == 0 and told["steps"][0]["data"]["migrations"] == [name], done.stdout
 
 
-@pytest.mark.parametrize("fault", ["edited", "missing", "no history"])
 @pytest.mark.one_major
-def test_prisma_faults_are_found_before_anything_is_run(cluster, unified_database, by_prisma, release, fault):
-    first = release / "prisma" / "migrations" / NAMES[0]
-    if fault == "edited":
-        (first / "migration.sql").write_text((first / "migration.sql").read_text() + "-- edited\n")
-    elif fault == "missing":
-        shutil.rmtree(first)
-    else:
-        execute(cluster, unified_database, "DROP TABLE _prisma_migrations")
+def test_an_edited_migration_is_found_before_prisma_is_run(cluster, unified_database, by_prisma, release):
+    """Prisma itself would not notice it."""
+    script = release / "prisma" / "migrations" / NAMES[0] / "migration.sql"
+    script.write_text(script.read_text() + "-- edited\n")
     done, told = by_prisma(unified_database)
-    words = {
-        "edited": "was changed after it was applied", "missing": f"the database has migration {NAMES[0]}, which is not in",
-        "no history": "(Prisma's P3005)",
-    }
-    assert done.returncode != 0 and told is None and words[fault] in plain(done), done.stdout
+    assert done.returncode != 0 and told is None and "was changed after it was applied" in plain(done), done.stdout
 
 
 @pytest.mark.one_major
@@ -328,7 +320,7 @@ def processes_watched(password):
     found, over = [], threading.Event()
 
     def look():
-        while not over.wait(0.02):
+        while not over.wait(0.1):
             for file in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     line = file.read_bytes().decode(errors="replace")
