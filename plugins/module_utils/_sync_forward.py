@@ -108,6 +108,8 @@ DECLARE
     uu_customers_moved text[];
     uu_gained text[];
     uu_native text[];
+    uu_natives text[];
+    uu_kept text[] := '{}';
     uu_user text;
     uu_entries unified_user_journal.entry[];
 BEGIN
@@ -134,6 +136,7 @@ BEGIN
         uu_before := ARRAY(SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys));
         uu_users := ARRAY(SELECT m.user_id FROM unnest(uu_members) AS m UNION SELECT g.user_id FROM unnest(uu_guests) AS g);
         uu_gone := ARRAY(SELECT unnest(uu_before) EXCEPT SELECT unnest(uu_users));
+        {keep}
         EXIT WHEN uu_gone = '{}';
         {bookings_of_gone}
         EXIT WHEN uu_more = '{}';
@@ -188,7 +191,8 @@ INSERT INTO {table} ({columns}) SELECT w.* FROM absent AS w WHERE {parents};
 _MAP = """
 DELETE FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
 AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE i.source_table = (ARRAY['studio_owners', 'customers'])[m.side + 1] AND i.source_id = m.source_id)
-AND NOT EXISTS (SELECT FROM unnest(uu_guests) AS g WHERE i.source_table = 'bookings' AND i.source_id = g.key);
+AND NOT EXISTS (SELECT FROM unnest(uu_guests) AS g WHERE i.source_table = 'bookings' AND i.source_id = g.key)
+AND i.user_id <> ALL (uu_kept);
 INSERT INTO unified_user_journal.identity_map AS i (source_table, source_id, user_id, identity_key)
 WITH {relations}, wanted (source_table, source_id, user_id, identity_key) AS ({select})
 SELECT w.source_table, w.source_id, w.user_id, w.identity_key FROM wanted AS w WHERE NOT EXISTS (
@@ -217,7 +221,7 @@ END IF;
 
 # Entries are looked for only where there can be any.
 _QUARANTINE = """
-IF uu_blocked <> '{}' OR EXISTS (
+IF uu_blocked <> '{}' OR uu_rows <> '{}' OR EXISTS (
     SELECT FROM unified_user_journal.quarantine AS q
     WHERE q.identity_key = ANY (uu_keys) OR (q.source_table = 'bookings' AND q.source_id = ANY (uu_bookings))
 ) OR EXISTS (SELECT FROM {bookings} AS b WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}) THEN
@@ -267,7 +271,10 @@ BEGIN
             {find_new}
             IF uu_user = uu_again THEN
                 {insert}
-                RETURN NULL;
+                -- The trigger of another row of this statement may have carried it.
+                IF FOUND THEN
+                    RETURN NULL;
+                END IF;
             END IF;
         END IF;
     ELSIF TG_OP = 'UPDATE' AND {same} THEN
@@ -448,6 +455,7 @@ class Forward:
             "customer": sql.Literal(CUSTOMER_SIDE),
             "pin": self._pin(),
             "assign": self._assign(),
+            "keep": self._keep(),
             "bookings_of_gone": self._bookings_of_gone(),
             "fill": self._fill(),
         })  # fmt: skip
@@ -480,6 +488,10 @@ class Forward:
             " AND (i.source_table, i.source_id) IS DISTINCT FROM ('customers', t.{customers.id})))"
             " THEN 'derived_id_taken' END", **parts
         )
+
+    def _keep(self):
+        """Keep users who have nobody on the legacy side any more; the contract's exactness leaves none."""
+        return sql.SQL("")
 
     def _bookings_of_gone(self):
         return self.schema.compose(_BOOKINGS_OF_GONE, **self._keys())
@@ -628,7 +640,12 @@ class Forward:
             "SELECT 'bookings', b.{bookings.id}, 'unresolvable', to_jsonb(b), NULL FROM {bookings} AS b"
             " WHERE b.{bookings.id} = ANY (uu_bookings) AND {unresolvable}", unresolvable=unresolvable,
         ))  # fmt: skip
+        entries += self._refused()
         return schema.compose(_QUARANTINE, unresolvable=unresolvable, entries=sql.SQL(" UNION ALL ").join(entries))
+
+    def _refused(self) -> list:
+        """Return further SELECTs of rows that the unified side does not take."""
+        return []
 
     # The triggers
 
@@ -666,7 +683,8 @@ class Forward:
             "find_new": find_new, "find_old": schema.compose(_FIND_OLD), "lock": compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
             "same": self._same_booking(),
             "insert": schema.compose(
-                "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values});",
+                "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values})"
+                " ON CONFLICT ({new_bookings.id}) DO NOTHING;",
                 columns=comma(left for left, unused in pairs), values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
             ),
             "update": schema.compose(

@@ -13,6 +13,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, TRIGGER_FUNCTION, settings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir
@@ -114,6 +115,19 @@ BEGIN
 END
 """
 
+# Gives a guest who has become a customer a customer's role.
+_PROMOTE = """
+BEGIN
+    DELETE FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = uu_user AND r.{user_role_assignments.studioId} IS NULL
+    AND r.{user_role_assignments.role}::text = 'GUEST';
+    INSERT INTO {user_role_assignments} ({columns})
+    WITH member AS (SELECT uu_user AS user_id, {side} AS side, 1 AS size), guest AS (SELECT uu_user AS user_id WHERE false)
+    SELECT w.* FROM ({select}) AS w WHERE NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = uu_user
+                      AND r.{user_role_assignments.studioId} IS NULL AND r.{user_role_assignments.role}::text = {customer});
+    UPDATE {users} AS u SET {users.primaryRole} = {customer} WHERE u.{users.id} = uu_user AND u.{users.primaryRole}::text = 'GUEST';
+END
+"""
+
 # Brings a user's legacy rows up to date: rows for his roles, and the columns in which he differs from what they called for.
 _REVERSE_USER = """
 DECLARE
@@ -130,6 +144,9 @@ BEGIN
         IF EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.source_table = 'bookings') THEN
             -- The first write to a guest makes him a customer.
             uu_made := unified_user_journal.make_customers(uu_user);
+            IF uu_made THEN
+                PERFORM unified_user_journal.promote(uu_user);
+            END IF;
         END IF;
         {make}
         IF uu_made THEN
@@ -312,10 +329,11 @@ BEGIN
     IF uu_customer IS NOT NULL AND (TG_OP = 'INSERT' OR {same}) THEN
         RETURN NULL;
     END IF;
-    -- Whose the legacy side would take it for: his own customers row's, his key's, or a guest's; else it is pinned.
+    -- Whose the legacy side would take it for: his by his customers row or his key; else it is pinned.
     DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id IN (OLD.{new_bookings.id}, NEW.{new_bookings.id});
     IF uu_customer IS NULL AND NOT EXISTS (
-        SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key = {new_key} AND {new_usable}) THEN
+        SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user
+        AND i.identity_key = {new_key} AND {new_usable}) THEN
         INSERT INTO unified_user_journal.pinned_booking (booking_id, user_id) VALUES (NEW.{new_bookings.id}, uu_user);
     END IF;
     {settle_new}
@@ -350,13 +368,16 @@ class Reverse:
             ("set_aside", "uu_user text, uu_reason text", "void", self.schema.compose(_SET_ASIDE, key=self.key("users", "u"))),
             ("flow", "uu_user text", "void", self._flow()),
             *[(f"make_{table}", "uu_user text", "boolean", self._make(table)) for table in _mapping.PEOPLE],
+            ("promote", "uu_user text", "void", self._promote()),
             ("reverse_user", "uu_user text, uu_old jsonb", "void", self._reverse_user()),
             ("touch_user", "uu_user text", "void", sql.SQL(_TOUCH_USER)),
         ]
         made = settings("reverse", self.schema)
         statements = [
             compose(_FUNCTION, {
-                "name": sql.SQL(name), "arguments": sql.SQL(arguments), "returns": sql.SQL(returns), "settings": made, "body": self._text(body),
+                "name": sql.SQL(name), "arguments": sql.SQL(arguments), "returns": sql.SQL(returns), "body": self._text(body),
+                # It writes to the unified side, and that is not to be carried back.
+                "settings": settings("forward", self.schema) if name == "promote" else made,
             })
             for name, arguments, returns, body in helpers
         ]  # fmt: skip
@@ -413,6 +434,12 @@ class Reverse:
             columns=comma(names), values=comma(values), **self._user_parts(),
         )
 
+    def _promote(self):
+        columns, select = Projection(self.schema, self.policies, sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)")).user_role_assignments()
+        return self.schema.compose(
+            _PROMOTE, columns=comma(columns), select=select, side=sql.Literal(CUSTOMER_SIDE), customer=sql.Literal(_mapping.CUSTOMER_ROLE)
+        )
+
     def _reverse_user(self):
         schema, users = self.schema, self.schema["users"]
         make = [
@@ -429,13 +456,13 @@ class Reverse:
         base_key = identity_key(compose("(uu_base ->> {email})", {"email": email}), self.policies.email_match)
         return schema.compose(
             _REVERSE_USER, make=sql.Composed(make), email=email, tie=schema.compose(_TIE, base_key=base_key, **parts),
-            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", reversed_user="uu_user"), **parts,
+            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"), **parts,
         )
 
     def _write(self, table: str):
         updates, changed = [], []
         for theirs, ours, value in self._pairs(table):
-            differs = compose("(uu_base -> {name}) IS DISTINCT FROM to_jsonb(u.{c})", {"name": sql.Literal(ours), "c": sql.Identifier(ours)})
+            differs = compose("(uu_base ->> {name}) IS DISTINCT FROM (to_jsonb(u.{c}) #>> '{}')", {"name": sql.Literal(ours), "c": sql.Identifier(ours)})
             if theirs == self.schema[table].names["email"]:
                 # Absorbed rows of one table are told apart by spaces, which no key has.
                 value = compose("{value} || repeat(' ', r.number::integer)", {"value": value})
@@ -507,11 +534,17 @@ class Reverse:
         )
 
 
-def _settle(keys, reversed_user: str | None = None, bookings=None):
-    """Bring in order what leans on these keys; ``keys`` is a variable with a list, or the expression of one key."""
+def _settle(keys, user: str = "''", bookings=None):
+    """Bring in order what leans on these keys.
+
+    Args:
+        keys: a variable with a list, or the composed expression of one key.
+        user: expression of the user whose own write this is; '' where it is nobody's in particular.
+        bookings: composed expression of a booking's id.
+    """
     listed = sql.SQL(keys) if isinstance(keys, str) else compose("ARRAY[{key}]", {"key": keys})
     return compose(
         "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true,"
         " (now() AT TIME ZONE 'UTC')::timestamp(3));",
-        {"keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(reversed_user or "")},
+        {"keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
     )

@@ -12,7 +12,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, OWNER_SIDE, Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, derived_id
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import RELATIONS, Forward
 
 # Which user each identity has: people bring theirs along; where an identity splits, the part with the row whose id the user
@@ -20,6 +20,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forwar
 _ASSIGN = """
 uu_native := ARRAY(
     SELECT {user_key} FROM {users} AS u WHERE {user_key} = ANY (uu_keys)
+    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id}));
+uu_natives := ARRAY(
+    SELECT u.{users.id} FROM {users} AS u WHERE {user_key} = ANY (uu_native)
     AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id}));
 WITH person AS (
     SELECT m.key, m.position, i.user_id, i.source_id = i.user_id AS bears FROM unnest(uu_members) AS m
@@ -45,7 +48,7 @@ WITH person AS (
 SELECT coalesce(array_agg(ROW(
     -- Rows that reverse made never make an identity a joined one for the credentials rule; a user who was born on the unified
     -- side is a party of his own, whom a stranger's unverified row must not open.
-    c.side, c.source_id, c.key, c.verified OR c.made OR c.parties <= 1, c.position, c.size, c.any_verified,
+    c.side, c.source_id, c.key, c.verified OR c.made OR c.parties <= 1, c.position, greatest(c.size, c.parties), c.any_verified,
     coalesce(b.user_id, CASE WHEN EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = c.user_id) THEN {derived} ELSE c.user_id END)
 )::unified_user_journal.member), '{}') INTO uu_members FROM counted AS c LEFT JOIN best AS b ON b.key = c.key;
 uu_guests := ARRAY(
@@ -66,10 +69,12 @@ ON CONFLICT (booking_id) DO NOTHING;
 _MOVED = """
 uu_owners_moved := ARRAY(
     SELECT m.source_id FROM unnest(uu_members) AS m WHERE m.side = {owner} AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i
-    WHERE i.source_table = 'studio_owners' AND i.source_id = m.source_id AND i.user_id = m.user_id));
+    WHERE i.source_table = 'studio_owners' AND i.source_id = m.source_id AND i.user_id = m.user_id))
+    || ARRAY(SELECT x.source_id FROM unnest(uu_blocked) AS x WHERE x.source_table = 'studio_owners');
 uu_customers_moved := ARRAY(
     SELECT m.source_id FROM unnest(uu_members) AS m WHERE m.side = {customer} AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i
-    WHERE i.source_table = 'customers' AND i.source_id = m.source_id AND i.user_id = m.user_id));
+    WHERE i.source_table = 'customers' AND i.source_id = m.source_id AND i.user_id = m.user_id))
+    || ARRAY(SELECT x.source_id FROM unnest(uu_blocked) AS x WHERE x.source_table = 'customers');
 IF uu_owners_moved <> '{}' THEN
     uu_rows := uu_rows || ARRAY(SELECT t.{accounts.id} FROM {accounts} AS t WHERE t.{accounts.userId} = ANY (uu_owners_moved))
         || ARRAY(SELECT t.{sessions.id} FROM {sessions} AS t WHERE t.{sessions.userId} = ANY (uu_owners_moved));
@@ -81,13 +86,15 @@ IF uu_customers_moved <> '{}' THEN
 END IF;
 """
 
-# A column is written only where the projection says something else than it did; whose own write this is, is only noted.
+# A column is written only where the projection says something else than it did. Who had none before is only noted; so is, after
+# a write on the unified side, everybody but guests: other rows of that write may still wait for their triggers.
 _USERS = """
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w)
 INSERT INTO {users} AS n ({columns}) SELECT w.* FROM typed AS w WHERE NOT EXISTS (SELECT FROM {users} AS u WHERE u.{id} = w.{id});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
 based AS (SELECT w.*, coalesce(d.projection, to_jsonb(u)) AS "uu base" FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id}
-          LEFT JOIN unified_user_journal.divergence AS d ON d.user_id = w.{id} WHERE w.{id} <> ALL (uu_reversed))
+          LEFT JOIN unified_user_journal.divergence AS d ON d.user_id = w.{id} WHERE w.{id} <> ALL (uu_natives)
+          AND (uu_reversed = '{}' OR w.{id} IN (SELECT g.user_id FROM guest AS g)))
 UPDATE {users} AS n SET {updates} FROM based AS w WHERE n.{id} = w.{id} AND ({changed});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
 noted AS (
@@ -102,6 +109,7 @@ DELETE FROM unified_user_journal.divergence AS d USING typed AS w, {users} AS u 
 _ROLES = """
 WITH {relations}, now (user_id, role) AS (
     SELECT m.user_id, (ARRAY[{owner_role}, {customer_role}])[m.side + 1] FROM member AS m UNION SELECT g.user_id, {guest_role} FROM guest AS g
+    UNION SELECT unnest(uu_kept), {guest_role}
 ), before (user_id, role) AS (
     SELECT i.user_id, CASE i.source_table WHEN 'studio_owners' THEN {owner_role} WHEN 'customers' THEN {customer_role} ELSE {guest_role} END
     FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
@@ -159,6 +167,17 @@ IF uu_studios <> '{}' THEN
 END IF;
 """
 
+# A write on the unified side is carried by its own trigger; only those of a user who goes are decided again.
+_BOOKINGS = """
+IF uu_reversed = '{}' THEN
+    {carried}
+ELSIF uu_gone <> '{}' THEN
+    WITH {relations}, wanted ({columns}) AS ({select})
+    UPDATE {new_bookings} AS n SET {new_bookings.customerId} = w.{new_bookings.customerId} FROM wanted AS w
+    WHERE n.{new_bookings.id} = w.{new_bookings.id} AND n.{new_bookings.customerId} = ANY (uu_gone);
+END IF;
+"""
+
 _DELETED_BOOKINGS = """
 DELETE FROM {new_bookings} AS n WHERE n.{new_bookings.id} = ANY (uu_bookings)
 AND NOT EXISTS (SELECT FROM {bookings} AS b WHERE b.{bookings.id} = n.{new_bookings.id});
@@ -179,6 +198,15 @@ uu_gained := ARRAY(
     AND EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = m.user_id));
 """
 
+
+# A guest stays as long as a booking is pinned to him, unless somebody has his key now.
+_KEEP = """
+uu_kept := ARRAY(
+    SELECT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.user_id = ANY (uu_gone)
+    AND EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.user_id = i.user_id)
+    AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = i.identity_key));
+uu_gone := ARRAY(SELECT unnest(uu_gone) EXCEPT SELECT unnest(uu_kept));
+"""
 
 # Pins of a user who goes no longer hold: his bookings are decided again.
 _UNPIN_GONE = """
@@ -263,6 +291,9 @@ class ThreeWay(Forward):
             unresolvable=super()._unresolvable(),
         )
 
+    def _keep(self):
+        return sql.SQL(_KEEP)
+
     def _bookings_of_gone(self):
         return sql.Composed([super()._bookings_of_gone(), sql.SQL(_UNPIN_GONE)])
 
@@ -303,8 +334,8 @@ class ThreeWay(Forward):
         for table in ("new_accounts", "new_sessions"):
             identifier = schema.column(table, "id")
             columns, select = getattr(projection, table)()
-            ours = compose("SELECT q.* FROM ({select}) AS q ({columns}) WHERE q.{id} = ANY (uu_rows)", {
-                "select": select, "columns": comma(columns), "id": identifier})  # fmt: skip
+            ours = compose("SELECT q.* FROM ({select}) AS q ({columns}) WHERE q.{id} = ANY (uu_rows) AND NOT {taken}", {
+                "select": select, "columns": comma(columns), "id": identifier, "taken": self._taken(table, "q")})  # fmt: skip
             credentials += [
                 schema.compose(
                     "DELETE FROM {table} AS n WHERE n.{id} = ANY (uu_rows) AND NOT EXISTS (WITH {relations} SELECT FROM ({select}) AS w ({columns})"
@@ -322,8 +353,7 @@ class ThreeWay(Forward):
             self._owned(_OWNERSHIP, primary="isPrimary" in schema["studio_ownership"].names),
             self._with(_FAVOURITES, projection.favourites(), parents=self._parents("_UserFavorites")),
             *credentials,
-            self._upsert("new_bookings", *projection.new_bookings()),
-            schema.compose(_DELETED_BOOKINGS),
+            self._bookings(),
             self._quarantine(),
             self._audit(),
             self._map(),
@@ -333,6 +363,32 @@ class ThreeWay(Forward):
             sql.SQL(_GAINED),
             sql.SQL(_RETRY),
         ])  # fmt: skip
+
+    def _bookings(self):
+        carried = sql.Composed([self._upsert("new_bookings", *self.projection.new_bookings()), self.schema.compose(_DELETED_BOOKINGS)])
+        return self._with(_BOOKINGS, self.projection.new_bookings(), carried=carried)
+
+    def _taken(self, table: str, alias: str):
+        """Return the condition that another row of the unified table has what must be unique there."""
+        unique = ("provider", "providerAccountId") if table == "new_accounts" else ("sessionToken",)
+        same = all_of(compose("x.{c} = {q}.{c}", {"c": self.schema.column(table, name), "q": sql.SQL(alias)}) for name in unique)
+        return self.schema.compose(
+            "EXISTS (SELECT FROM {table} AS x WHERE x.{table.id} <> {q}.{table.id} AND {same})", table=table, q=sql.SQL(alias), same=same
+        )
+
+    def _refused(self) -> list:
+        refused = []
+        for table in ("new_accounts", "new_sessions"):
+            columns, select = getattr(self.projection, table)()
+            source, unused = _mapping.ROW_COPIES[table]
+            refused.append(self.schema.compose(
+                "SELECT {name}, q.{table.id}, 'not_written', to_jsonb(l), m.key FROM (WITH {relations} SELECT * FROM ({select}) AS q) AS q ({columns})"
+                " JOIN {source} AS l ON l.{source.id} = q.{table.id} JOIN unnest(uu_members) AS m ON m.side = {owner} AND m.source_id = l.{source.userId}"
+                " WHERE {taken}",
+                name=sql.Literal(source), table=table, source=source, relations=sql.SQL(RELATIONS), select=select, columns=comma(columns),
+                owner=sql.Literal(OWNER_SIDE), taken=self._taken(table, "q"),
+            ))  # fmt: skip
+        return refused
 
     def _with(self, template: str, target, **parts):
         columns, select = target
@@ -357,7 +413,8 @@ class ThreeWay(Forward):
                 compose(template, {"c": column, "name": sql.Literal(column.string), "keep": self._keeps(column.string)}) for column in written
             ]
 
-        changed = "(w.\"uu base\" -> {name}) IS DISTINCT FROM to_jsonb(w.{c})"
+        # As text: JSON's null is not SQL's.
+        changed = "(w.\"uu base\" ->> {name}) IS DISTINCT FROM (to_jsonb(w.{c}) #>> '{}')"
         return self._with(
             _USERS, (columns, select), id=self.schema.column("users", "id"),
             typed=comma(compose("w.{c}::{type} AS {c}", {"c": c, "type": sql.SQL(users.columns[c.string].type)}) for c in columns),
