@@ -96,3 +96,9 @@ def test_engine_that_cannot_read_postgresql_18_is_explained(cluster, unified_dat
 def test_without_a_cli_of_its_own_none_is_fetched(database, cli, release):
     (release / "node_modules").unlink()
     assert "the release has no Prisma CLI of its own" in cli(database, "version")["msg"]
+
+
+@pytest.mark.one_major
+def test_a_workspace_s_cli_is_found_further_up(database, cli, release):
+    (release / "node_modules").rename(release.parent / "node_modules")
+    assert cli(database, "deploy")["applied"] == NAMES
