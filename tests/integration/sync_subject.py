@@ -253,21 +253,28 @@ class Witness:
         return found
 
 
-def unified_drift(with_sync: Projection, without: Projection, gone_guests: set[str], since: float, shape: Shape) -> list[str]:
+# What a guest's user has from his bookings, whichever side wrote them last, and what he keeps of it as a customer.
+_MADE_OF_BOOKINGS = ("email", "name", "phone", "createdAt", "updatedAt", "primaryRole")
+
+
+def unified_drift(state: State, without: Projection, once_guests: set[str], since: float, shape: Shape) -> list[str]:
     """How a unified side that only the unified application wrote differs from the same one without sync.
 
     Args:
-        gone_guests: guests whose last booking went, and they with it.
+        once_guests: everybody who was a guest at some time: with his last booking he goes, and as a customer he has that role.
         since: times from this moment on are the clock's, hence differ.
     """
     found = []
-    for table, rows in with_sync.tables.items():
-        ours = {key: _timeless(row, since) for key, row in rows.items()}
-        theirs = {
-            key: _timeless(row, since) for key, row in without.tables[table].items() if key not in gone_guests and row.get("userId") not in gone_guests
-        }
+    gone = once_guests - state.unified.tables["users"].keys()
+    for table, rows in state.unified.tables.items():
+        ours, theirs = ({key: _timeless(row, since) for key, row in side.items()} for side in (rows, without.tables[table]))
+        theirs = {key: row for key, row in theirs.items() if not (key in gone if table == "users" else row.get("userId") in gone)}
+        for user in once_guests & ours.keys() & theirs.keys() if table == "users" else ():
+            ours[user], theirs[user] = ({name: value for name, value in row.items() if name not in _MADE_OF_BOOKINGS} for row in (ours[user], theirs[user]))
+        if table == "user_role_assignments":
+            ours, theirs = ({key: row for key, row in side.items() if row["userId"] not in once_guests} for side in (ours, theirs))
         found += oracle.compare_rows(shape, table, theirs, ours)
-    found += [f"_UserFavorites: {pair!r} differs" for pair in with_sync.favourites ^ without.favourites]
+    found += [f"_UserFavorites: {pair!r} differs" for pair in state.unified.favourites ^ without.favourites]
     return found
 
 
