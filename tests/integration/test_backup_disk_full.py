@@ -1,7 +1,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A disk that is really full, in the middle of a dump, a copy, a fetch and a restore.
 
-As root on a small file system of its own. Elsewhere the limit is the largest file that the process may write, which is as real to it.
+As root on a small file system of its own; where mounting one is refused, those tests are skipped, and what stops a dump is the largest file
+that the process may write.
 """
 
 from __future__ import annotations
