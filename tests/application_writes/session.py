@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,10 @@ class Written:
         """Add a row's values to what is known of it."""
         before = self.rows.get((table, key))
         self.rows[table, key] = values if values is None or before is None else {**before, **values}
+
+    def forget(self, table: str, key: tuple, names: Iterable[str]) -> None:
+        """Take back what is known of some columns: the database computed them."""
+        self.rows[table, key] = {name: value for name, value in self.rows[table, key].items() if name not in names}
 
     def tables(self) -> set[str]:
         """Every table with a row that was written."""
@@ -169,6 +173,7 @@ class Application:
         known = {name: value for name, value in values.items() if not isinstance(value, Expression)}
         for key in self._send_returning(table, f"UPDATE {self._relation(table)} SET {', '.join(assignments)}{condition}", (*parameters, *more)):
             self.written.note(table, key, known)
+            self.written.forget(table, key, values.keys() - known.keys())
 
     def upsert(self, table: str, row: Row, *, conflict: str, values: Row) -> None:
         """INSERT … ON CONFLICT DO UPDATE, as Prisma's upsert sends it."""

@@ -267,6 +267,8 @@ def test_a_written_row_is_known_by_its_last_values():
     written.note("users", ("u",), {"name": "a", "email": "b"})
     written.note("users", ("u",), {"name": "c"})
     assert written.rows == {("users", ("u",)): {"name": "c", "email": "b"}}
+    written.forget("users", ("u",), {"email"})
+    assert written.rows == {("users", ("u",)): {"name": "c"}}
     written.note("users", ("u",), None)
     written.note("users", ("u",), {"name": "d"})
     assert written.rows == {("users", ("u",)): {"name": "d"}}
