@@ -3,133 +3,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import boto3
 import pytest
 
-from tests.integration.backup_support import databases, flip, folder_in_memory, refuse, restore, succeed, visible, wait_until
+from tests.integration.backup_support import databases, flip, refuse, restore, succeed, visible
+from tests.integration.far_ends import FarEnd, free_port
 from tests.module_process import run_module
 
 KINDS = ["path", "ssh", "s3"]
-BUCKET = "vault"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def server(command: list[str], port: int, log: Path, **options):
-    """A server on a loopback port for the length of the block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **options)
-
-        def answers() -> bool:
-            assert process.poll() is None, log.read_text()
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        try:
-            wait_until(answers)
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
-
-
-@pytest.fixture(scope="session")
-def sshd(tmp_path_factory):
-    """A host behind SSH: options of a place without its path. The far end is this machine."""
-    folder = tmp_path_factory.mktemp("sshd")
-    for name in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    port = free_port()
-    settings = {
-        "Port": port, "ListenAddress": "127.0.0.1", "HostKey": folder / "host_key", "AuthorizedKeysFile": folder / "user_key.pub",
-        "PidFile": "none", "StrictModes": "no", "UsePAM": "no", "PasswordAuthentication": "no", "PermitRootLogin": "yes",
-    }  # fmt: skip
-    (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    kind, key = (folder / "host_key.pub").read_text().split()[:2]
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    with server(["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")], port, folder / "log"):
-        yield {
-            "kind": "ssh", "host": "127.0.0.1", "port": port, "user": getpass.getuser(),
-            "identity_file": str(folder / "user_key"), "known_hosts_file": str(folder / "known_hosts"),
-        }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory):
-    """An S3-compatible server with a bucket: options of a place, and a client to look behind its back."""
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    with server([str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, folder / "log"):
-        os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1")
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-        client.create_bucket(Bucket=BUCKET)
-        yield {"kind": "s3", "bucket": BUCKET, "endpoint_url": f"http://127.0.0.1:{port}", "region": "us-east-1"}, client
-
-
-class FarEnd:
-    """A place and a look behind its back.
-
-    Attributes:
-        options: the entry for the list of copies.
-        label: what the place is called.
-    """
-
-    def __init__(self, options: dict, label: str, folder: Path | None = None, client=None):
-        self.options, self.label, self.folder, self.client = options, label, folder, client
-
-    def stored(self) -> dict[str, bytes]:
-        """Every file there by its path below the place, hidden ones too."""
-        if self.folder:
-            return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
-        keys = [entry["Key"] for entry in self.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
-        prefix = self.options["path"] + "/"
-        return {key.removeprefix(prefix): self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys if key.startswith(prefix)}
-
-    def put(self, name: str, content: bytes | None) -> None:
-        """Replace a file there, or remove it."""
-        if self.folder:
-            (self.folder / name).unlink() if content is None else (self.folder / name).write_bytes(content)
-        elif content is None:
-            self.client.delete_object(Bucket=BUCKET, Key=f"{self.options['path']}/{name}")
-        else:
-            self.client.put_object(Bucket=BUCKET, Key=f"{self.options['path']}/{name}", Body=content)
-
-
-@pytest.fixture
-def far_end(request, tmp_path):
-    """Makes places by kind: far_end("ssh")."""
-    with contextlib.ExitStack() as stack:
-
-        def make(kind: str) -> FarEnd:
-            if kind == "path":
-                folder = Path(stack.enter_context(folder_in_memory()))
-                return FarEnd({"kind": "path", "path": str(folder)}, f"path {folder}", folder)
-            if kind == "ssh":
-                folder = tmp_path / "far end's folder"
-                folder.mkdir()
-                options = {**request.getfixturevalue("sshd"), "path": str(folder)}
-                return FarEnd(options, f"ssh {options['user']}@127.0.0.1:{folder}", folder)
-            options, client = request.getfixturevalue("s3")
-            return FarEnd({**options, "path": tmp_path.name}, f"s3 {BUCKET}/{tmp_path.name}", client=client)
-
-        yield make
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 
 from tests.integration.backup_support import databases, refuse, restore, succeed, visible, wait_until
-from tests.integration.test_backup_copies import far_end, sshd  # noqa: F401 - fixtures
-from tests.integration.test_backup_encryption import identity  # noqa: F401 - fixture
 from tests.module_process import run_module
 
 ROOM_BYTES = 14_000_000
@@ -56,7 +54,7 @@ def small_disk():
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.one_major
-def test_full_during_the_dump(site, big_database, small_disk, identity, encrypted):  # noqa: F811
+def test_full_during_the_dump(site, big_database, small_disk, identity, encrypted):
     recipients = [identity()[1]] if encrypted else []
     options = site(big_database, directory=str(small_disk(2000)), required_bytes=1, encryption_recipients=recipients)
     message = refuse(run_module("database_backup", options), "dump database", "Free disk space")
@@ -77,7 +75,7 @@ def test_a_file_larger_than_the_process_may_write(site, big_database, tmp_path):
 
 @pytest.mark.parametrize("kind", ["path", "ssh"])
 @pytest.mark.one_major
-def test_full_during_the_copy(site, big_database, small_disk, far_end, kind):  # noqa: F811
+def test_full_during_the_copy(site, big_database, small_disk, far_end, kind):
     taken = succeed(run_module("database_backup", site(big_database)))
     folder = small_disk(2000)
     place = {**far_end(kind).options, "path": str(folder)}
@@ -86,7 +84,7 @@ def test_full_during_the_copy(site, big_database, small_disk, far_end, kind):  #
 
 
 @pytest.mark.one_major
-def test_full_while_a_copy_is_brought_back(site, big_database, small_disk, far_end, admin):  # noqa: F811
+def test_full_while_a_copy_is_brought_back(site, big_database, small_disk, far_end, admin):
     options, place, before = site(big_database), far_end("ssh").options, databases(admin)
     taken = succeed(run_module("database_backup", options))
     succeed(run_module("database_backup_copy", {"backup": taken["path"], "copies": [place]}))

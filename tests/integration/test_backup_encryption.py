@@ -17,21 +17,6 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_file
 from tests.app.migration_history import MIGRATIONS
 from tests.integration.backup_support import databases, flip, refuse, restore, succeed, visible, wait_until
 from tests.module_process import ModuleProcess, run_module
-from tests.seeded_secrets import register_secrets
-
-
-@pytest.fixture
-def identity(tmp_path):
-    """Makes key pairs: identity("name") returns the file with the secret key, and the public key."""
-
-    def make(name: str = "identity") -> tuple[str, str]:
-        path = tmp_path / f"{name}.txt"
-        subprocess.run(["age-keygen", "-o", str(path)], check=True, capture_output=True)
-        register_secrets(re.findall(r"AGE-SECRET-KEY-\w+", path.read_text()))
-        answer = subprocess.run(["age-keygen", "-y", str(path)], check=True, capture_output=True, text=True)
-        return str(path), answer.stdout.strip()
-
-    return make
 
 
 @pytest.fixture
