@@ -383,6 +383,7 @@ def test_the_release_s_own_prisma_deploys_to_the_copy(stage):
     assert stage.contents() == before and stage.databases() == [""]
     forecast = json.loads(next(Path(stage.files["directory"]).glob("*/rehearsal.json")).read_text())
     assert forecast["migrations"][0]["name"] == unified_migration().name and forecast["steps_ms"]["schema_deploy"] > 0
+    assert forecast["catalogue"]["objects_after"] > forecast["catalogue"]["objects_before"] and forecast["catalogue"]["changes_outside"] == []
     assert list(forecast["steps_ms"]) == ["restore", "schema_deploy", "data_migration", "verification", "rollback"]
 
     later = release / "prisma" / "migrations" / LATER
