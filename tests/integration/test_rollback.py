@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,10 @@ class Site:
     def query(self, statement: str, database: str | None = None):
         with contextlib.closing(Database(self.cluster.connect(database or self.name))) as session:
             return session.value(statement)
+
+    def execute(self, statement: str) -> None:
+        with contextlib.closing(Database(self.cluster.connect(self.name))) as session:
+            session.execute(statement)
 
     def hosts(self, **variables) -> Path:
         return inventory(
@@ -404,6 +409,19 @@ def test_the_playbook_asks_before_it_goes_back(ready):
     done = run_playbook(ROLLBACK, hosts, "-e", "rollback_mode=restore", "-e", "rollback_confirmed=restore")
     assert done.returncode == 0 and changed(done) == 0, done.stdout
     assert "holds exactly what" in done.stdout
+
+
+@pytest.mark.one_major
+def test_the_playbook_goes_back_to_a_copy_when_the_backup_is_lost(site, far_end):
+    copies = [far_end("ssh").options]
+    succeed(run_module("database_backup_copy", {"backup": site.back_up(), "copies": copies}))
+    succeed(site.restore(copies=copies))
+    site.execute("UPDATE orders SET state = 'new'")
+    shutil.rmtree(site.files["directory"])
+    chosen = ["-e", "rollback_mode=restore", "-e", "rollback_confirmed=restore", "-e", "rollback_source=last"]
+    done = run_playbook(ROLLBACK, site.hosts(backup_copies=copies), *chosen)
+    assert done.returncode == 0, done.stdout
+    assert site.query("SELECT count(*) FROM orders WHERE state = 'old'") == 100
 
 
 @pytest.mark.one_major
