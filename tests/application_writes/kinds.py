@@ -33,8 +33,8 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """The function's name."""
-        return self.act.__name__
+        """The side it writes to, and the function's name."""
+        return f"{self.act.__module__.rpartition('.')[2]}.{self.act.__name__}"
 
 
 @dataclass(frozen=True)

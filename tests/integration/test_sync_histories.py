@@ -33,7 +33,7 @@ from tests.oracle.strategies import legacy_databases
 # Shape and naming of each database: every shape and every naming once, the application's own shape in all.
 DATABASES = [(FULL, "camel"), (MINIMAL, "snake"), (LOPSIDED, "mixed"), (WIDENED, "camel"), (FULL, "snake"), (FULL, "mixed")]
 
-EXAMPLES_PER_BATCH = 4
+EXAMPLES_PER_BATCH = 2
 _TESTS = 6
 _STRESS = int(os.environ.get("UNIFIED_USER_STRESS_HISTORIES", "0"))
 _A_BATCH_EVERYWHERE = EXAMPLES_PER_BATCH * len(DATABASES) * _TESTS * max(1, len(embedded_postgres.available_majors()))
