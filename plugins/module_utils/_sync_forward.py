@@ -86,6 +86,15 @@ uu_more := ARRAY(
     WHERE n.{new_bookings.customerId} = ANY (uu_gone) AND k.key <> ALL (uu_keys));
 """
 
+# In the midst of a cascade bookings may name a customer who is gone: his own trigger is still to come.
+_KEEP = """
+uu_kept := ARRAY(
+    SELECT DISTINCT n.{new_bookings.customerId} FROM {new_bookings} AS n JOIN {bookings} AS b ON b.{bookings.id} = n.{new_bookings.id}
+    WHERE n.{new_bookings.customerId} = ANY (uu_gone) AND b.{bookings.customerId} IS NOT NULL
+    AND NOT EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = b.{bookings.customerId}));
+uu_gone := ARRAY(SELECT unnest(uu_gone) EXCEPT SELECT unnest(uu_kept));
+"""
+
 _RECOMPUTE = """
 CREATE OR REPLACE FUNCTION unified_user_journal.recompute(
     uu_keys text[], uu_ids text[], uu_bookings text[], uu_rows text[], uu_studios text[], uu_reversed text[], uu_keep_password boolean, uu_at timestamp)
@@ -310,6 +319,33 @@ FROM {new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_i
 WHERE n.{new_bookings.id} = NEW.{bookings.id} AND i.source_table <> 'bookings' LIMIT 1;
 """
 
+# A cascade that takes the person, too, takes the image of what is his; the person's own trigger does the rest.
+_BELONGING_TRIGGER = """
+DECLARE
+    uu_keys text[];
+BEGIN
+    IF TG_OP = 'DELETE' AND NOT EXISTS (SELECT FROM {people} AS p WHERE p.{people.id} = OLD.{column}) THEN
+        uu_keys := ARRAY(SELECT i.identity_key FROM unified_user_journal.identity_map AS i WHERE i.source_table = {name} AND i.source_id = OLD.{column});
+        {lock}
+        {erase}
+        RETURN NULL;
+    END IF;
+    {slow}
+    RETURN NULL;
+END
+"""
+
+_ERASE_CREDENTIAL = "DELETE FROM {image} AS n WHERE n.{image.id} = OLD.{image.id};"
+
+_ERASE_FAVOURITE = """
+DELETE FROM {_UserFavorites} AS f USING unified_user_journal.identity_map AS i
+WHERE i.source_table = 'customers' AND i.source_id = OLD.{_CustomerFavorites.A} AND f.{_UserFavorites.B} = i.user_id
+AND f.{_UserFavorites.A} = OLD.{_CustomerFavorites.B} AND NOT EXISTS (
+    SELECT FROM {_CustomerFavorites} AS l JOIN unified_user_journal.identity_map AS j
+    ON j.source_table = 'customers' AND j.source_id = l.{_CustomerFavorites.A}
+    WHERE j.user_id = i.user_id AND l.{_CustomerFavorites.B} = OLD.{_CustomerFavorites.B});
+"""
+
 _PERSON_TRIGGER = """
 DECLARE
     uu_user text;
@@ -490,8 +526,8 @@ class Forward:
         )
 
     def _keep(self):
-        """Keep users who have nobody on the legacy side any more; the contract's exactness leaves none."""
-        return sql.SQL("")
+        """Keep users who have nobody on the legacy side any more."""
+        return self.schema.compose(_KEEP)
 
     def _bookings_of_gone(self):
         return self.schema.compose(_BOOKINGS_OF_GONE, **self._keys())
@@ -655,17 +691,26 @@ class Forward:
         if table in _mapping.PEOPLE:
             return self._person_trigger(table)
         column = {name: column for name, column, unused in _REFERRING}[table]
-        touched = {"ids": column, **({"studios": {"studios": "id"}.get(table, "B")} if table in ("studios", "_CustomerFavorites") else {"rows": "id"})}
-        people = "customers" if table == "_CustomerFavorites" else "studio_owners"
-        # In the midst of a cascade the person's own trigger is still to come, and does it all.
-        cascade = self.schema.compose(
-            "TG_OP = 'DELETE' AND NOT EXISTS (SELECT FROM {people} AS p WHERE p.{people.id} = OLD.{column})",
-            people=people, column=self.schema.column(table, column),
-        ) if table != "studios" else sql.SQL("false")  # fmt: skip
-        return compose("BEGIN IF {cascade} THEN RETURN NULL; END IF; {slow} RETURN NULL; END", {"cascade": cascade, "slow": recompute(**{
+        listed = {"ids": column, **{"studios": {"studios": "id"}, "_CustomerFavorites": {"studios": "B"}}.get(table, {})}
+        touched = {
             name: comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, logical)}) for row in ("OLD", "NEW"))
-            for name, logical in touched.items()
-        })})  # fmt: skip
+            for name, logical in listed.items()
+        }
+        if table == "studios":
+            return compose("BEGIN {slow} RETURN NULL; END", {"slow": recompute(**touched)})
+        if table == "_CustomerFavorites":
+            people, erase = "customers", self.schema.compose(_ERASE_FAVOURITE)
+        else:
+            people, erase = "studio_owners", self.schema.compose(_ERASE_CREDENTIAL, image=f"new_{table}")
+            # Ids are unique in their own table only.
+            touched["rows"] = comma(
+                compose("{table} || {row}.{c}", {"table": sql.Literal(f"{table}:"), "row": sql.SQL(row), "c": self.schema.column(table, "id")})
+                for row in ("OLD", "NEW")
+            )
+        return self.schema.compose(
+            _BELONGING_TRIGGER, people=people, name=sql.Literal(people), lock=compose(LOCK, {"keys": sql.SQL("uu_keys")}),
+            slow=recompute(**touched), column=self.schema.column(table, column), erase=erase,
+        )
 
     def _booking_trigger(self):
         schema = self.schema

@@ -522,8 +522,8 @@ class Reverse:
             for theirs, value, ours in columns
         ]
         updates.append(schema.compose(
-            "{bookings.customerId} = CASE WHEN NEW.{new_bookings.customerId} <> OLD.{new_bookings.customerId} THEN uu_customer"
-            " ELSE b.{bookings.customerId} END"
+            "{bookings.customerId} = CASE WHEN NEW.{new_bookings.customerId} <> OLD.{new_bookings.customerId} OR {new_key} <> {old_key} THEN uu_customer"
+            " ELSE b.{bookings.customerId} END", new_key=self.key("new_bookings", "NEW"), old_key=self.key("new_bookings", "OLD"),
         ))  # fmt: skip
         return schema.compose(
             _BOOKINGS_TRIGGER, old_key=self.key("new_bookings", "OLD"), new_key=self.key("new_bookings", "NEW"),

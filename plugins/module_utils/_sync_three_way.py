@@ -76,8 +76,8 @@ uu_customers_moved := ARRAY(
     WHERE i.source_table = 'customers' AND i.source_id = m.source_id AND i.user_id = m.user_id))
     || ARRAY(SELECT x.source_id FROM unnest(uu_blocked) AS x WHERE x.source_table = 'customers');
 IF uu_owners_moved <> '{}' THEN
-    uu_rows := uu_rows || ARRAY(SELECT t.{accounts.id} FROM {accounts} AS t WHERE t.{accounts.userId} = ANY (uu_owners_moved))
-        || ARRAY(SELECT t.{sessions.id} FROM {sessions} AS t WHERE t.{sessions.userId} = ANY (uu_owners_moved));
+    uu_rows := uu_rows || ARRAY(SELECT 'accounts:' || t.{accounts.id} FROM {accounts} AS t WHERE t.{accounts.userId} = ANY (uu_owners_moved))
+        || ARRAY(SELECT 'sessions:' || t.{sessions.id} FROM {sessions} AS t WHERE t.{sessions.userId} = ANY (uu_owners_moved));
     uu_studios := uu_studios || ARRAY(SELECT s.{studios.id} FROM {studios} AS s WHERE s.{studios.ownerId} = ANY (uu_owners_moved));
 END IF;
 IF uu_customers_moved <> '{}' THEN
@@ -105,17 +105,20 @@ noted AS (
 DELETE FROM unified_user_journal.divergence AS d USING typed AS w, {users} AS u WHERE d.user_id = w.{id} AND u.{id} = w.{id} AND NOT ({differs});
 """
 
+# The ids in uu_rows that are of one table.
+_TOUCHED_ROWS = "ARRAY(SELECT substr(r, length({prefix}) + 1) FROM unnest(uu_rows) AS r WHERE starts_with(r, {prefix}))"
+
 # What an identity has rows for now and had not, and the other way round: a role that was revoked there stays revoked.
 _ROLES = """
 WITH {relations}, now (user_id, role) AS (
     SELECT m.user_id, (ARRAY[{owner_role}, {customer_role}])[m.side + 1] FROM member AS m UNION SELECT g.user_id, {guest_role} FROM guest AS g
-    UNION SELECT unnest(uu_kept), {guest_role}
 ), before (user_id, role) AS (
     SELECT i.user_id, CASE i.source_table WHEN 'studio_owners' THEN {owner_role} WHEN 'customers' THEN {customer_role} ELSE {guest_role} END
     FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys)
 ), lost AS (
     DELETE FROM {user_role_assignments} AS r USING (SELECT * FROM before EXCEPT SELECT * FROM now) AS l
     WHERE r.{user_role_assignments.userId} = l.user_id AND r.{user_role_assignments.role}::text = l.role AND r.{user_role_assignments.studioId} IS NULL
+    AND l.user_id <> ALL (uu_kept)
 )
 INSERT INTO {user_role_assignments} ({columns})
 SELECT w.* FROM ({select}) AS w ({columns}) JOIN (SELECT * FROM now EXCEPT SELECT * FROM before) AS g
@@ -201,7 +204,7 @@ uu_gained := ARRAY(
 
 # A guest stays as long as a booking is pinned to him, unless somebody has his key now.
 _KEEP = """
-uu_kept := ARRAY(
+uu_kept := uu_kept || ARRAY(
     SELECT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.user_id = ANY (uu_gone)
     AND EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.user_id = i.user_id)
     AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = i.identity_key));
@@ -292,7 +295,7 @@ class ThreeWay(Forward):
         )
 
     def _keep(self):
-        return sql.SQL(_KEEP)
+        return sql.Composed([super()._keep(), sql.SQL(_KEEP)])
 
     def _bookings_of_gone(self):
         return sql.Composed([super()._bookings_of_gone(), sql.SQL(_UNPIN_GONE)])
@@ -334,13 +337,15 @@ class ThreeWay(Forward):
         for table in ("new_accounts", "new_sessions"):
             identifier = schema.column(table, "id")
             columns, select = getattr(projection, table)()
-            ours = compose("SELECT q.* FROM ({select}) AS q ({columns}) WHERE q.{id} = ANY (uu_rows) AND NOT {taken}", {
-                "select": select, "columns": comma(columns), "id": identifier, "taken": self._taken(table, "q")})  # fmt: skip
+            source, unused = _mapping.ROW_COPIES[table]
+            rows = compose(_TOUCHED_ROWS, {"prefix": sql.Literal(f"{source}:")})
+            ours = compose("SELECT q.* FROM ({select}) AS q ({columns}) WHERE q.{id} = ANY ({rows}) AND NOT {taken}", {
+                "select": select, "columns": comma(columns), "id": identifier, "taken": self._taken(table, "q"), "rows": rows})  # fmt: skip
             credentials += [
                 schema.compose(
-                    "DELETE FROM {table} AS n WHERE n.{id} = ANY (uu_rows) AND NOT EXISTS (WITH {relations} SELECT FROM ({select}) AS w ({columns})"
+                    "DELETE FROM {table} AS n WHERE n.{id} = ANY ({rows}) AND NOT EXISTS (WITH {relations} SELECT FROM ({select}) AS w ({columns})"
                     " WHERE w.{id} = n.{id});",
-                    table=table, id=identifier, relations=sql.SQL(RELATIONS), select=select, columns=comma(columns),
+                    table=table, id=identifier, relations=sql.SQL(RELATIONS), select=select, columns=comma(columns), rows=rows,
                 ),
                 self._upsert(table, columns, ours),
             ]

@@ -7,10 +7,13 @@ import contextlib
 
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
+
+from tests.module_process import connection_options, run_module
 
 
 @pytest.fixture
@@ -88,6 +91,7 @@ WRITES = {
 }  # fmt: skip
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("write", WRITES)
 def test_forward_carries(session, write):
     forward(session)
@@ -137,3 +141,40 @@ def test_both_directions(session):
     assert not session.value("SELECT count(*) FROM customers WHERE id = 'u-1'")
     assert not session.value("SELECT count(*) FROM studio_owners WHERE id = 'u-1'")
     assert owners == session.rows("SELECT id, \"ownerId\" FROM studios ORDER BY id")
+
+
+def test_module(cluster, reference_database, session):
+    options = connection_options(cluster, reference_database)
+    refused = run_module("unified_user_sync", options)
+    assert refused["failed"] and "has not been migrated. Run playbooks/migrate.yml first" in refused["msg"]
+    AtomicCopy(session, Options()).run()
+    other = run_module("unified_user_sync", {**options, "email_match": "exact"})
+    assert other["failed"] and "with other settings of email_match" in other["msg"]
+    planned = run_module("unified_user_sync", {**options, "_ansible_check_mode": True})
+    assert planned["changed"] and planned["direction"] is None and not session.value("SELECT count(*) FROM unified_user_journal.sync")
+    made = run_module("unified_user_sync", options)
+    assert made["changed"] and made["direction"] == "forward" and not made["missing"] and not made["not_representable"]
+    assert not run_module("unified_user_sync", options)["changed"]
+    session.execute("UPDATE public.users SET phone = '1' WHERE id IN (SELECT id FROM public.studio_owners ORDER BY id LIMIT 3)")
+    session.execute("ALTER TABLE public.bookings DISABLE TRIGGER unified_user_forward_insert")
+    broken = run_module("unified_user_sync", {**options, "_ansible_check_mode": True})
+    assert broken["changed"] and broken["missing"] == ["bookings.unified_user_forward_insert"]
+    both = run_module("unified_user_sync", {**options, "direction": "both"})
+    assert both["changed"] and both["diff"] == {"before": {"direction": "forward"}, "after": {"direction": "both"}} and not both["missing"]
+    removed = run_module("unified_user_sync", {**options, "state": "absent"})
+    assert removed["changed"] and removed["direction"] is None
+    assert not session.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'unified_user%'")
+    assert not run_module("unified_user_sync", {**options, "state": "absent"})["changed"]
+
+
+def test_undoing_ends_forward_and_refuses_both(session):
+    sync = forward(session)
+    sync.install("both")
+    with pytest.raises(UnifiedUserError, match="they are in use.*unified_user_sync"):
+        AtomicCopy(session, Options()).undo()
+    sync.install("forward")
+    session.execute("INSERT INTO public.customers (id, name, email, \"updatedAt\") VALUES ('c-new', 'New', 'new@example.org', now())")
+    assert AtomicCopy(session, Options()).undo()["counts"]["users"] == 199
+    assert sync.status()["direction"] is None
+    session.execute("DELETE FROM public.customers WHERE id = 'c-new'")
+    assert AtomicCopy(session, Options()).run()["counts"]["users"] == 198
