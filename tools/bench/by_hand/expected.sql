@@ -1,5 +1,5 @@
 -- The unified rows as somebody would write them down who knows his data: one owner and one customer at most to an address,
--- no shared ids, every booking with a customer or a usable address. No policies, no counts, no journal.
+-- no shared ids, every booking with a customer or a usable address. No policies, no counts, no journal but the map.
 
 CREATE TEMPORARY TABLE customer_user ON COMMIT DROP AS
 SELECT c.id AS customer_id, lower(btrim(c.email) COLLATE "C") AS key, coalesce(o.id, c.id) AS user_id, o.id IS NOT NULL AS joined,

@@ -23,3 +23,13 @@ SELECT * FROM expected_new_bookings;
 
 INSERT INTO "_UserFavorites" ("A", "B")
 SELECT * FROM "expected__UserFavorites";
+
+-- Where everybody went: the contract wants it kept.
+CREATE TABLE identity_map (source_table text NOT NULL, source_id text NOT NULL, user_id text NOT NULL, identity_key text NOT NULL);
+INSERT INTO identity_map
+SELECT 'studio_owners', id, id, lower(btrim(email) COLLATE "C") FROM studio_owners
+UNION ALL
+SELECT 'customers', customer_id, user_id, key FROM customer_user
+UNION ALL
+SELECT 'bookings', key, user_id, key FROM guest;
+ALTER TABLE identity_map ADD PRIMARY KEY (source_table, source_id);
