@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping, _sync_indexes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql, with_lock_retries
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
@@ -89,6 +89,8 @@ class Sync:
         if not self.changes(direction):
             return False
         _journal.create(self.database)
+        # Before the triggers: without them every write would look through whole tables.
+        _sync_indexes.make(self.database, self.schema, self.options.policies)
         self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
         return True
 
@@ -97,7 +99,9 @@ class Sync:
         if direction is None:
             return bool(self._current() or self.database.rows(_INSTALLED))
         current = self._current()
-        return not current or current["direction"] != direction or bool(self._missing(direction))
+        if not current or current["direction"] != direction or self._missing(direction):
+            return True
+        return bool(_sync_indexes.missing(self.database, self.schema, self.options.policies))
 
     def _require_run(self) -> None:
         """Insist on a finished copy under the same settings: sync only carries what is written from now on."""
@@ -114,7 +118,7 @@ class Sync:
 
     def install_in_transaction(self, direction: str) -> None:
         """Do what ``install`` does, in the transaction that is open, whose caller waits for locks."""
-        self._drop()
+        drop(self.database, self.schema.name)
         for name, attributes in TYPES.items():
             self.database.execute(compose("CREATE TYPE {name} AS ({attributes})", {
                 "name": sql.Identifier(_journal.SCHEMA, name), "attributes": sql.SQL(attributes)}))  # fmt: skip
@@ -142,7 +146,7 @@ class Sync:
         """
         if not self.changes(None):
             return False
-        self._locked(self._drop, "turn off the sync")
+        self._locked(lambda: end(self.database, self.schema.name), "turn off the sync")
         return True
 
     def repair(self, keys: list[str] | None = None) -> None:
@@ -230,9 +234,6 @@ class Sync:
         definition = self.schema.compose("CREATE TRIGGER {name} {event} ON {table} {scope}{when} EXECUTE FUNCTION {function}()", table=table, **parts)
         return _Trigger(table, PREFIX + name, definition)
 
-    def _drop(self) -> None:
-        drop(self.database, self.schema.name)
-
     def _locked(self, attempt, action: str) -> None:
         names = [self.schema.table(table).as_string(self.database.connection) for table in (*_mapping.SOURCES, *_mapping.FILLED)]
 
@@ -266,6 +267,12 @@ def direction(database: Database) -> str | None:
     if not _journal.exists(database):
         return None
     return database.value("SELECT direction FROM unified_user_journal.sync")
+
+
+def end(database: Database, schema: str) -> None:
+    """Drop all that a sync is made of, in the transaction that is open. See ``drop``."""
+    drop(database, schema)
+    _sync_indexes.drop(database, schema)
 
 
 def drop(database: Database, schema: str) -> None:

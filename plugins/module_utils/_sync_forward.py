@@ -714,14 +714,13 @@ class Forward:
 
     def _booking_trigger(self):
         schema = self.schema
-        row = lambda template, **parts: comma(schema.compose(template, row=sql.SQL(row), **parts) for row in ("OLD", "NEW"))  # noqa: E731
         pairs = [(sql.Identifier(left), sql.Identifier(right)) for left, right in schema.row_copy("new_bookings")]
         slow = recompute(
             keys=comma(
-                schema.compose("CASE WHEN {row}.{bookings.customerId} IS NULL THEN {key} END", row=sql.SQL(name), key=self.key("bookings", name))
-                for name in ("OLD", "NEW")
+                schema.compose("CASE WHEN {row}.{bookings.customerId} IS NULL THEN {key} END", row=sql.SQL(row), key=self.key("bookings", row))
+                for row in ("OLD", "NEW")
             ),
-            ids=row("{row}.{bookings.customerId}"), bookings=row("{row}.{bookings.id}"),
+            ids=schema.compose("OLD.{bookings.customerId}, NEW.{bookings.customerId}"), bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return compose(_BOOKING_TRIGGER, {

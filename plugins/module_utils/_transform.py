@@ -178,7 +178,7 @@ class AtomicCopy:
         def attempt() -> dict[str, int]:
             fix_text_form(self.database)
             removed, before = self._counts(present), self._legacy_contents()
-            _sync.drop(self.database, self.schema.name)
+            _sync.end(self.database, self.schema.name)
             self.database.execute(sql.SQL("TRUNCATE {}").format(comma(self.schema.table(name) for name in present)))
             _deferral.put_back(self.database, self.schema)
             _journal.abort_run(self.database)

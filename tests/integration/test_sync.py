@@ -164,13 +164,14 @@ def test_module(cluster, reference_database, session):
     removed = run_module("unified_user_sync", {**options, "state": "absent"})
     assert removed["changed"] and removed["direction"] is None
     assert not session.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'unified_user%'")
+    assert not session.rows("SELECT relname FROM pg_class WHERE relname LIKE 'unified_user_sync%'")
     assert not run_module("unified_user_sync", {**options, "state": "absent"})["changed"]
 
 
 def test_undoing_ends_forward_and_refuses_both(session):
     sync = forward(session)
     sync.install("both")
-    with pytest.raises(UnifiedUserError, match="they are in use.*unified_user_sync"):
+    with pytest.raises(UnifiedUserError, match=r"they are in use.*unified_user_sync"):
         AtomicCopy(session, Options()).undo()
     sync.install("forward")
     session.execute("INSERT INTO public.customers (id, name, email, \"updatedAt\") VALUES ('c-new', 'New', 'new@example.org', now())")
@@ -178,3 +179,26 @@ def test_undoing_ends_forward_and_refuses_both(session):
     assert sync.status()["direction"] is None
     session.execute("DELETE FROM public.customers WHERE id = 'c-new'")
     assert AtomicCopy(session, Options()).run()["counts"]["users"] == 198
+
+
+def test_every_lookup_has_an_index(session):
+    sync = forward(session)
+    sync.install("both")
+    session.execute("SET enable_seqscan = off")
+    key = "lower(btrim(email::text) COLLATE \"C\") = ANY (ARRAY['x'])"
+    for table in ("customers", "studio_owners", "users"):
+        assert "unified_user_sync" in plan(session, f"SELECT FROM {table} WHERE {key}")
+    booking = key.replace("email", '"customerEmail"')
+    assert "unified_user_sync" in plan(session, f'SELECT FROM bookings WHERE "customerId" IS NULL AND {booking}')
+    for table, column in (("bookings", "customerId"), ("studios", "ownerId"), ("new_sessions", "userId"), ("audit_logs", "userId")):
+        assert "unified_user_sync" in plan(session, f"SELECT FROM {table} WHERE \"{column}\" = ANY (ARRAY['x'])")
+    # One of the application's own serves as well.
+    assert "new_bookings_customerId_idx" in plan(session, "SELECT FROM new_bookings WHERE \"customerId\" = 'x'")
+    assert not session.value("SELECT to_regclass('unified_user_sync_new_bookings_customerId') IS NOT NULL")
+    session.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'unified_user_sync_customers_key'::regclass")
+    assert sync.changes("both") and sync.install("both") and not sync.changes("both")
+
+
+def plan(session: Database, statement: str) -> str:
+    """The plan of a statement, as text."""
+    return "\n".join(row["QUERY PLAN"] for row in session.rows(f"EXPLAIN {statement}"))
