@@ -9,6 +9,7 @@ Readings, where the contract leaves a choice (each the one that loses nothing):
 * Only unscoped roles call for a legacy row; a scoped one may have one, from before.
 * A user whose legacy row is in quarantine may stay, without any row.
 * A favourite, account or session of a user who has no legacy row that could hold it stays on the unified side.
+* A user whose key another user has already (a race of two sign-ups) goes to quarantine, and has no legacy row meanwhile.
 * A row that cannot come over because its unique key is taken there stays where it is, in quarantine or counted.
 * A user who is not of the CUSTOMER or STUDIO_OWNER kind at all has no legacy row.
 """
@@ -147,6 +148,7 @@ def _roles(state: State, leeway: Leeway) -> Iterable[str]:
         seen.add(role)
     rows, guests, roles = state.rows_of_users(), state.guests(), unscoped_roles(state)
     in_quarantine = {(table, source) for table, source in state.unified.quarantine if table in _PEOPLE}
+    in_quarantine |= {(table, source) for kind, source in state.unified.quarantine if kind == "users" for table in _PEOPLE}
     for user in state.unified.tables["users"]:
         has = {table for table, _row in rows.get(user, [])}
         for table, role in _PEOPLE.items():
