@@ -118,6 +118,7 @@ class Sync:
 
     def install_in_transaction(self, direction: str) -> None:
         """Do what ``install`` does, in the transaction that is open, whose caller waits for locks."""
+        since = (self._current() or {}).get("since")
         drop(self.database, self.schema.name)
         for name, attributes in TYPES.items():
             self.database.execute(compose("CREATE TYPE {name} AS ({attributes})", {
@@ -132,7 +133,10 @@ class Sync:
             self.database.execute(self.schema.compose(
                 "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}", table=trigger.table, name=sql.Identifier(trigger.name)))  # fmt: skip
         self.database.execute(
-            "INSERT INTO unified_user_journal.sync (direction, settings) VALUES (%s, %s)", (direction, json.dumps(self._settings()))
+            # A transaction that is open already may write later, and its rows bear the time of its start.
+            "INSERT INTO unified_user_journal.sync (direction, settings, since) SELECT %s, %s, coalesce(%s, least(clock_timestamp(), min(a.xact_start)))"
+            " FROM pg_stat_activity AS a WHERE a.datname = current_database()",
+            (direction, json.dumps(self._settings()), since),
         )
 
     def remove(self) -> bool:

@@ -55,7 +55,7 @@ BEGIN
 END
 """
 
-# Gives the legacy side what a user has there who has a row now: his favourites, accounts and sessions.
+# Gives the legacy side what a user has there who has a row now: his favourites, accounts, sessions and studios.
 _FLOW = """
 DECLARE
     uu_customer text := {first_customer};
@@ -70,6 +70,9 @@ BEGIN
     END IF;
     IF uu_owner IS NOT NULL THEN
         {credentials}
+        UPDATE {studios} AS s SET {studios.ownerId} = {heir}
+        WHERE s.{studios.id} IN (SELECT o.{studio_ownership.studioId} FROM {studio_ownership} AS o WHERE o.{studio_ownership.userId} = uu_user)
+        AND s.{studios.ownerId} IS DISTINCT FROM {heir};
     END IF;
 END
 """
@@ -408,7 +411,7 @@ class Reverse:
             )
             for right, (left, unused) in _mapping.ROW_COPIES.items() if right != "new_bookings"
         ]  # fmt: skip
-        return self.schema.compose(_FLOW, credentials=sql.Composed(credentials), **self._firsts())
+        return self.schema.compose(_FLOW, credentials=sql.Composed(credentials), heir=heir(self.schema, sql.SQL("true")), **self._firsts())
 
     def _pairs(self, table: str) -> list[tuple[str, str, object]]:
         """Return (legacy column, column of users, its value of the user ``u``) of a table of people, all but the id."""

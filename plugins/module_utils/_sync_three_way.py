@@ -327,7 +327,8 @@ class ThreeWay(Forward):
     def _guest_taken(self):
         return sql.Composed([super()._guest_taken(), self.schema.compose(
             " OR EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = uu_guests[uu_number].user_id AND NOT EXISTS (SELECT FROM"
-            " unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id} AND i.identity_key = uu_guests[uu_number].key))"
+            " unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_guests[uu_number].key"
+            " AND i.user_id = u.{users.id}))"
         )])  # fmt: skip
 
     def _fill(self):

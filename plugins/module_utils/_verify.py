@@ -39,6 +39,8 @@ _STARTED_AT = """
 SELECT to_char((started_at AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') FROM unified_user_journal.run WHERE id = %s
 """
 
+_SYNCED_SINCE = "SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') FROM unified_user_journal.sync"
+
 _NEXT_STEPS = {
     "run": "Run playbooks/migrate.yml: it migrates the data, or goes on where it was left",
     "settings": "Set these variables as they were in the run; other rows would be called for under others",
@@ -181,7 +183,8 @@ class _Verifier:
             run = self._current_run(finished)
         if not run or not self._same_settings(run, mapping):
             return self.result
-        derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii)
+        since = self.database.value(_SYNCED_SINCE)
+        derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, since)
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
         before = self.database.value("SHOW enable_nestloop")
         self.database.value("SELECT set_config('enable_nestloop', 'off', true)")

@@ -107,13 +107,17 @@ class Derivation:
         started_at: the run's start, UTC, as text with milliseconds.
         cutover_at: since when the unified side has lived a life of its own, UTC, as text; or None.
         mask_pii: whether e-mails in samples are masked.
+        synced_since: since when forward sync has been on, UTC, as text; or None.
     """
 
-    def __init__(self, schema: Schema, policies: Policies, started_at: str, cutover_at: str | None = None, mask_pii: bool = True) -> None:
+    def __init__(
+        self, schema: Schema, policies: Policies, started_at: str, cutover_at: str | None = None, mask_pii: bool = True, synced_since: str | None = None
+    ) -> None:
         self.schema = schema
         self.policies = policies
         self.started_at = started_at
         self.cutover_at = cutover_at
+        self.synced_since = synced_since
         self.mask_pii = mask_pii
         self.map = sql.Identifier("unified_user_journal", "identity_map")
 
@@ -222,6 +226,16 @@ class Derivation:
         return compose(
             "{i}.source_table || ' ' || CASE {i}.source_table WHEN {guest} THEN {masked} ELSE {i}.source_id END",
             {"i": sql.SQL(alias), "guest": sql.Literal(GUEST), "masked": masked_email(compose("{i}.source_id", {"i": sql.SQL(alias)}), self.mask_pii)},
+        )
+
+    def time(self, table: str, column: str, identifier):
+        """Return when a row was made: at the run's start, or, while sync is on, at whatever time since then it bears."""
+        start = sql.Literal(self.started_at)
+        if self.synced_since is None:
+            return start
+        return self.of(
+            table, "coalesce((SELECT x.{column} FROM {.} AS x WHERE x.{.id} = {id} AND x.{column} >= {since}::timestamp), {start}::timestamp)",
+            column=self.schema.column(table, column), id=identifier, since=sql.Literal(self.synced_since), start=start,
         )
 
     # Tables

@@ -59,10 +59,10 @@ class Belongings:
     def role_assignments(self) -> Image:
         """STUDIO_OWNER and CUSTOMER for the rows an identity has, the guests' role for guests, each once."""
         roles = {**PEOPLE, "guest": self.derivation.policies.guest_role}
+        identifier = derived_id(sql.Literal("role:"), sql.SQL("r.user_id"), sql.Literal(":"), sql.SQL("r.role"))
         values = {
-            "id": derived_id(sql.Literal("role:"), sql.SQL("r.user_id"), sql.Literal(":"), sql.SQL("r.role")),
-            "userId": sql.SQL("r.user_id"), "role": sql.SQL("r.role"), "studioId": sql.SQL("NULL"),
-            "grantedBy": sql.Literal(GRANTED_BY), "grantedAt": sql.Literal(self.derivation.started_at), "expiresAt": sql.SQL("NULL"),
+            "id": identifier, "userId": sql.SQL("r.user_id"), "role": sql.SQL("r.role"), "studioId": sql.SQL("NULL"),
+            "grantedBy": sql.Literal(GRANTED_BY), "expiresAt": sql.SQL("NULL"), **self._times("user_role_assignments", identifier, "grantedAt"),
         }
         source = compose(
             "FROM (SELECT f.user_id, CASE f.source_table WHEN 'studio_owners' THEN {studio_owners} WHEN 'customers' THEN {customers} ELSE {guest} END AS role"
@@ -73,15 +73,18 @@ class Belongings:
 
     def ownerships(self) -> Image:
         """One for each studio with an owner."""
-        studio, at = self.schema.compose("s.{studios.id}"), sql.Literal(self.derivation.started_at)
+        studio = self.schema.compose("s.{studios.id}")
         user, join = self.derivation.user_of("studio_owners", self.schema.compose("s.{studios.ownerId}"))
+        identifier = derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio)
         values = {
-            "id": derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio),
-            "userId": user, "studioId": studio, "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
-            "invitedBy": sql.Literal(GRANTED_BY), "invitedAt": at, "acceptedAt": at,
+            "id": identifier, "userId": user, "studioId": studio, "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
+            "invitedBy": sql.Literal(GRANTED_BY), **self._times("studio_ownership", identifier, "invitedAt", "acceptedAt"),
         }
         source = self.derivation.of("studios", "FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL", join=join)
         return self.derivation.made("ownerships", "studio_ownership", values, source)
+
+    def _times(self, table: str, identifier, *columns: str) -> dict[str, object]:
+        return {name: self.derivation.time(table, name, identifier) for name in columns if name in self.schema[table].names}
 
     def _row_copy(self, source: str, target: str, ruled: str) -> dict[str, object]:
         pairs = shared_columns(self.schema[source], self.schema[target], (ruled,))

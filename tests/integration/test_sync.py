@@ -34,13 +34,7 @@ def forward(session: Database, **policies) -> Sync:
 
 
 def in_step(session: Database, **policies) -> None:
-    """Insist that the unified side is what the legacy side calls for, by the verification's own SQL.
-
-    What came later bears its own transaction's time: it is put back to the run's start first.
-    """
-    for table, column in (("user_role_assignments", "grantedAt"), ("studio_ownership", "invitedAt"), ("studio_ownership", "acceptedAt")):
-        start = "(SELECT (r.started_at AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.run AS r)"
-        session.execute(f'UPDATE {table} SET "{column}" = {start} WHERE "{column}" > {start}')
+    """Insist that the unified side is what the legacy side calls for, by the verification's own SQL."""
     verify_database(session, policies=Policies(**policies)).require()
 
 
