@@ -98,12 +98,18 @@ not_representable:
   returned: success
   type: dict
   sample: {suspended_users: 1, users.phone: 3, further_owners: 2}
+duration_ms:
+  description: Duration of the whole, in milliseconds.
+  returned: success
+  type: int
 executed_queries:
   description: The statements run, with placeholders in the place of values.
   returned: success
   type: list
   elements: str
 """
+
+import time
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
@@ -115,6 +121,7 @@ def synchronise(module: UnifiedUserModule) -> dict:
     names = ("schema", "mapping", "lock_timeout", "lock_retry_seconds")
     options = SyncOptions(policies=Policies.from_parameters(module.params), **{name: module.params[name] for name in names})
     direction = module.params["direction"] if module.params["state"] == "present" else None
+    started = time.monotonic()
     database = module.connect()
     try:
         sync = Sync(database, options)
@@ -129,7 +136,8 @@ def synchronise(module: UnifiedUserModule) -> dict:
     finally:
         database.close()
     diff = {"before": {"direction": before}, "after": {"direction": direction if changed else before}}
-    return {"changed": changed, **status, "diff": diff, "executed_queries": database.executed_queries}
+    duration = round((time.monotonic() - started) * 1000)
+    return {"changed": changed, **status, "duration_ms": duration, "diff": diff, "executed_queries": database.executed_queries}
 
 
 def main() -> None:

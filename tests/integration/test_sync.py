@@ -10,10 +10,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import direction as sync_direction
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
 
 from tests.module_process import connection_options, run_module
+from tests.playbook_process import ROOT, inventory, run_playbook
 
 
 @pytest.fixture
@@ -196,3 +198,17 @@ def test_every_lookup_has_an_index(session):
 def plan(session: Database, statement: str) -> str:
     """The plan of a statement, as text."""
     return "\n".join(row["QUERY PLAN"] for row in session.rows(f"EXPLAIN {statement}"))
+
+
+@pytest.mark.one_major
+def test_playbook(cluster, reference_database, session, tmp_path):
+    forward(session)
+    variables = {"unified_user_login_db": reference_database, "unified_user_login_unix_socket": str(cluster.host), "unified_user_login_port": cluster.port}
+    hosts = inventory(tmp_path, variables)
+    done = run_playbook(ROOT / "playbooks" / "sync.yml", hosts, "-e", "sync_direction=both")
+    assert done.returncode == 0 and "changed=1 " in done.stdout and "direction: both" in done.stdout.replace('"', "").replace(",", "")
+    assert sync_direction(session) == "both"
+    again = run_playbook(ROOT / "playbooks" / "sync.yml", hosts, "-e", "sync_direction=both")
+    assert again.returncode == 0 and "changed=0 " in again.stdout
+    ended = run_playbook(ROOT / "playbooks" / "sync.yml", hosts, "-e", "sync_direction=none")
+    assert ended.returncode == 0 and "changed=1 " in ended.stdout and sync_direction(session) is None
