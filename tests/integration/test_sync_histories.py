@@ -52,7 +52,7 @@ EXAMPLES = settings(
 )
 
 
-@pytest.fixture(params=DATABASES, ids=lambda database: f"{database[0].name}-{database[1]}")
+@pytest.fixture(scope="module", params=DATABASES, ids=lambda database: f"{database[0].name}-{database[1]}")
 def shape_and_naming(request):
     return request.param
 
@@ -64,13 +64,14 @@ def batch_seed(request, shape_and_naming):
     return zlib.crc32(f"sync {base} {request.param} {shape.name} {naming} {request.node.originalname}".encode())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def subject(cluster, shape_and_naming):
+    """One database for all histories of its kind: each starts it over."""
     with contextlib.closing(SyncSubject(cluster, f"sync_{os.getpid()}", *shape_and_naming)) as made:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def without_sync(cluster, shape_and_naming):
     with contextlib.closing(SyncSubject(cluster, f"unsynced_{os.getpid()}", *shape_and_naming)) as made:
         yield made
