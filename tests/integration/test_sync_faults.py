@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.sync_subject import ROLE, SyncSubject, Witness
 from tests.oracle.maker import Maker
-from tests.oracle.model import Policies
+from tests.oracle.model import Policies, derived_id
 from tests.oracle.schema import FULL
 
 RETRYABLE = ("40001", "40P01")
@@ -298,6 +298,7 @@ def triggers(subject) -> list[tuple[str, str]]:
 DAMAGES = ["DROP TRIGGER {name} ON {table}", "ALTER TABLE {table} DISABLE TRIGGER {name}", "ALTER TABLE {table} ENABLE TRIGGER {name}"]
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("damage", DAMAGES)
 @BOTH
 def test_a_trigger_that_is_not_as_it_should_be_is_named(subject, damage, direction):
@@ -404,6 +405,94 @@ def test_without_sync_nothing_of_it_is_left(subject):
         subject.application().update("customers", {"name": "Alone"}, id="a")
     assert subject.state().unified.tables["users"]["a"]["name"] == "Anna"
     assert subject.status()["direction"] is None
+
+
+# --- what random histories found once -------------------------------------------------------------------------------
+
+MERGE = Policies(duplicate_identities="merge")
+GUEST = derived_id("guest:guest@x.de")
+
+# Name -> policies, what there is beside `people`, statements; judged after each.
+FOUND = {
+    "a foreign key makes a booking unresolvable": (
+        Policies(), lambda maker: maker.booking("5", "nobody", "a"), ["DELETE FROM customers WHERE id = 'a'"]),
+    "several bookings become unresolvable alike": (
+        Policies(), lambda maker: maker.booking("5", "guest@x.de"), ["""UPDATE bookings SET "customerEmail" = 'nobody'"""]),
+    "a person's useless address is that of a booking in quarantine": (
+        Policies(unresolvable_bookings="quarantine"), lambda maker: maker.booking("5", ""),
+        ["UPDATE customers SET email = '' WHERE id = 'a'", "UPDATE customers SET email = 'a@x.de' WHERE id = 'a'"]),
+    "a rekeyed customer changes his address": (
+        Policies(id_collisions="rekey"), lambda maker: maker.customer("o", "same@x.de"), ["UPDATE customers SET email = 'other@x.de' WHERE id = 'o'"]),
+    "an earlier duplicate sends an owner with accounts to quarantine": (
+        Policies(), lambda maker: maker.row("accounts", id="q", userId="p", provider="google", providerAccountId="1").owner("e", "e@x.de", emailVerified=1),
+        ["UPDATE studio_owners SET email = 'P@x.de' WHERE id = 'e'", "UPDATE studio_owners SET email = 'e@x.de' WHERE id = 'e'"]),
+    "a second customer of one key": (
+        MERGE, lambda maker: maker.row("_CustomerFavorites", A="a", B="s"),
+        ["""INSERT INTO customers (id, name, email, "updatedAt") VALUES ('n', 'New', 'A@x.de', now())"""]),
+    "one of two owners of a key goes with what he has": (
+        MERGE, lambda maker: maker.owner("e", "P@x.de").row("sessions", id="y", sessionToken="y", userId="e"), ["DELETE FROM studio_owners WHERE id = 'e'"]),
+    "one of two customers of a key goes with his favourites": (
+        MERGE, lambda maker: maker.customer("n", "A@x.de").row("_CustomerFavorites", A="a", B="s"), ["DELETE FROM customers WHERE id IN ('a', 'b')"]),
+    "an account and a session have one id": (
+        Policies(), lambda maker: maker.row("accounts", id="z", userId="p", provider="google", providerAccountId="1"),
+        [*(f"UPDATE accounts SET {change} WHERE id = 'z'" for change in ("access_token = 'new'", """ "userId" = 'o'""")), "DELETE FROM accounts WHERE id = 'z'"]),
+    "a customer comes to a guest's address, and leaves it": (
+        Policies(), lambda maker: maker,
+        ["UPDATE customers SET email = 'guest@x.de' WHERE id = 'a'", "UPDATE customers SET email = 'else@x.de' WHERE id = 'a'"]),
+    "a stranger signs up with a guest's address, and leaves it": (
+        Policies(), lambda maker: maker,
+        ["""INSERT INTO customers (id, name, email, "updatedAt") VALUES ('n', 'New', 'guest@x.de', now())""",
+         "UPDATE customers SET email = 'else@x.de' WHERE id = 'n'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+@BOTH
+def test_what_a_legacy_history_found(subject, sessions, name, direction):
+    policies, more, statements = FOUND[name]
+    subject.start(more(people()).legacy, policies, direction)
+    session = sessions()
+    for statement in statements:
+        assert session.do(statement) is None
+        assert judge(subject, direction) == [], statement
+
+
+FOUND_WITH_BOTH = {
+    "a pinned booking of a guest without others becomes unresolvable": (Policies(), [
+        f"""UPDATE new_bookings SET "customerId" = '{GUEST}' WHERE id = '2'""", "DELETE FROM new_bookings WHERE id = '3'",
+        """UPDATE bookings SET "customerEmail" = 'nobody'"""]),
+    "a guest of another role becomes a customer": (Policies(guest_role="GUEST"), [f"UPDATE users SET email = 'known@x.de' WHERE id = '{GUEST}'"]),
+    "a guest's role is scoped to a studio": (Policies(), [
+        f"""UPDATE user_role_assignments SET "studioId" = 's' WHERE "userId" = '{GUEST}'""", """UPDATE users SET "updatedAt" = '2023-11-14'"""]),
+    "every user is touched, a rekeyed one among them": (Policies(id_collisions="rekey"), ["""UPDATE users SET "updatedAt" = '1969-11-14'"""]),
+    "a customer owns a studio without an owner, and becomes one": (Policies(), [
+        "DELETE FROM studio_owners WHERE id = 'o'",
+        """INSERT INTO studio_ownership (id, "userId", "studioId", "acceptedAt") VALUES ('n', 'a', 's', now())""",
+        """INSERT INTO user_role_assignments (id, "userId", role) VALUES ('n', 'a', 'STUDIO_OWNER')"""]),
+    "an owner has a phone of blanks": (Policies(), [
+        "UPDATE users SET phone = '   ' WHERE id = 'p'",
+        """UPDATE bookings SET "customerEmail" = 'p@x.de' WHERE id = '3'""", "DELETE FROM bookings WHERE id = '3'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND_WITH_BOTH)
+def test_what_a_history_of_both_sides_found(subject, sessions, name):
+    policies, statements = FOUND_WITH_BOTH[name]
+    maker = people()
+    if policies.id_collisions == "rekey":
+        maker.customer("o", "same@x.de", updatedAt=1)
+    subject.start(maker.legacy, policies, "both")
+    witness, session = Witness(subject), sessions()
+    # Whose role was scoped to a studio has none for everything; and statements here are not noted.
+    witness.leeway.revoked |= {(user, "CUSTOMER") for user in (GUEST, "o")} if "scoped" in name else set()
+    for statement in statements:
+        assert session.do(statement) is None
+        users = subject.state().unified.tables["users"]
+        assert witness.look(None) == [], statement
+    if "updatedAt" in statements[-1]:
+        assert len({row["updatedAt"] for row in users.values()}) == 1
+    if "blanks" in name:
+        assert users["p"]["phone"] == "   "
 
 
 # --- the contract's sentences -----------------------------------------------------------------------------------------
