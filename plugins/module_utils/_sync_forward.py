@@ -116,6 +116,7 @@ DECLARE
     uu_owners_moved text[];
     uu_customers_moved text[];
     uu_gained text[];
+    uu_lost text[];
     uu_native text[];
     uu_natives text[];
     uu_kept text[] := '{}';
@@ -720,7 +721,12 @@ class Forward:
                 schema.compose("CASE WHEN {row}.{bookings.customerId} IS NULL THEN {key} END", row=sql.SQL(row), key=self.key("bookings", row))
                 for row in ("OLD", "NEW")
             ),
-            ids=schema.compose("OLD.{bookings.customerId}, NEW.{bookings.customerId}"), bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
+            # Whose it was may have had no other.
+            ids=schema.compose(
+                "OLD.{bookings.customerId}, NEW.{bookings.customerId},"
+                " (SELECT n.{new_bookings.customerId} FROM {new_bookings} AS n WHERE n.{new_bookings.id} = OLD.{bookings.id})"
+            ),
+            bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return compose(_BOOKING_TRIGGER, {

@@ -94,7 +94,7 @@ INSERT INTO {users} AS n ({columns}) SELECT w.* FROM typed AS w WHERE NOT EXISTS
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
 based AS (SELECT w.*, coalesce(d.projection, to_jsonb(u)) AS "uu base" FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id}
           LEFT JOIN unified_user_journal.divergence AS d ON d.user_id = w.{id} WHERE w.{id} <> ALL (uu_natives)
-          AND (uu_reversed = '{}' OR w.{id} IN (SELECT g.user_id FROM guest AS g)))
+          AND (uu_reversed = '{}' OR (w.{id} IN (SELECT g.user_id FROM guest AS g) AND w.{id} <> ALL (uu_reversed))))
 UPDATE {users} AS n SET {updates} FROM based AS w WHERE n.{id} = w.{id} AND ({changed});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
 noted AS (
@@ -179,6 +179,23 @@ ELSIF uu_gone <> '{}' THEN
     UPDATE {new_bookings} AS n SET {new_bookings.customerId} = w.{new_bookings.customerId} FROM wanted AS w
     WHERE n.{new_bookings.id} = w.{new_bookings.id} AND n.{new_bookings.customerId} = ANY (uu_gone);
 END IF;
+"""
+
+# Who has, or had, a legacy row has nothing there that it has not: when one of his rows has gone, so has what came with it.
+_LOST = """
+IF uu_reversed = '{}' THEN
+    uu_lost := ARRAY(
+        SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys) AND i.source_table = {name}
+        AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.side = {side} AND m.source_id = i.source_id AND m.user_id = i.user_id));
+    IF uu_lost <> '{}' THEN
+        {deletes}
+    END IF;
+END IF;
+"""
+
+_LOST_ROWS = """
+WITH {relations}, wanted ({columns}) AS MATERIALIZED ({select})
+DELETE FROM {table} AS n WHERE n.{user} = ANY (uu_lost) AND NOT EXISTS (SELECT FROM wanted AS w WHERE {same});
 """
 
 _DELETED_BOOKINGS = """
@@ -359,6 +376,7 @@ class ThreeWay(Forward):
             self._owned(_OWNERSHIP, primary="isPrimary" in schema["studio_ownership"].names),
             self._with(_FAVOURITES, projection.favourites(), parents=self._parents("_UserFavorites")),
             *credentials,
+            *self._lost(),
             self._bookings(),
             self._quarantine(),
             self._audit(),
@@ -369,6 +387,24 @@ class ThreeWay(Forward):
             sql.SQL(_GAINED),
             sql.SQL(_RETRY),
         ])  # fmt: skip
+
+    def _lost(self) -> list:
+        lost = []
+        for side, table, belongings in (
+            (CUSTOMER_SIDE, "customers", {"_UserFavorites": (self.projection.favourites(), "B", ("A", "B"))}),
+            (OWNER_SIDE, "studio_owners", {
+                "new_accounts": (self.projection.new_accounts(), "userId", ("id",)), "new_sessions": (self.projection.new_sessions(), "userId", ("id",)),
+            }),
+        ):  # fmt: skip
+            deletes = [
+                self._with(
+                    _LOST_ROWS, target, table=name, user=self.schema.column(name, user),
+                    same=all_of(compose("w.{c} = n.{c}", {"c": self.schema.column(name, column)}) for column in key),
+                )
+                for name, (target, user, key) in belongings.items()
+            ]
+            lost.append(self.schema.compose(_LOST, name=sql.Literal(table), side=sql.Literal(side), deletes=sql.Composed(deletes)))
+        return lost
 
     def _bookings(self):
         carried = sql.Composed([self._upsert("new_bookings", *self.projection.new_bookings()), self.schema.compose(_DELETED_BOOKINGS)])
