@@ -435,7 +435,8 @@ FOUND = {
         MERGE, lambda maker: maker.customer("n", "A@x.de").row("_CustomerFavorites", A="a", B="s"), ["DELETE FROM customers WHERE id IN ('a', 'b')"]),
     "an account and a session have one id": (
         Policies(), lambda maker: maker.row("accounts", id="z", userId="p", provider="google", providerAccountId="1"),
-        [*(f"UPDATE accounts SET {change} WHERE id = 'z'" for change in ("access_token = 'new'", """ "userId" = 'o'""")), "DELETE FROM accounts WHERE id = 'z'"]),
+        ["UPDATE accounts SET access_token = 'new' WHERE id = 'z'", """UPDATE accounts SET "userId" = 'o' WHERE id = 'z'""",
+         "DELETE FROM accounts WHERE id = 'z'"]),
     "a customer comes to a guest's address, and leaves it": (
         Policies(), lambda maker: maker,
         ["UPDATE customers SET email = 'guest@x.de' WHERE id = 'a'", "UPDATE customers SET email = 'else@x.de' WHERE id = 'a'"]),
