@@ -244,6 +244,7 @@ def test_both_sides_meet_and_agree(subject, sessions, name, isolation):
     assert witness.look(None) == []
 
 
+@pytest.mark.one_major
 @BOTH
 def test_two_customers_swap_their_addresses(subject, direction):
     subject.start(people().legacy, Policies(), direction)
@@ -257,6 +258,7 @@ def test_two_customers_swap_their_addresses(subject, direction):
     assert judge(subject, direction) == []
 
 
+@pytest.mark.one_major
 def test_two_users_swap_their_addresses(subject):
     subject.start(people().legacy, Policies(), "both")
     with subject.application().transaction():
@@ -270,6 +272,7 @@ def test_two_users_swap_their_addresses(subject):
     assert judge(subject, "both") == []
 
 
+@pytest.mark.one_major
 @ISOLATION
 def test_an_old_snapshot_is_answered_with_a_serialization_failure(subject, sessions, isolation):
     subject.start(people().legacy, Policies(), "forward")
@@ -316,6 +319,7 @@ def test_a_trigger_that_is_not_as_it_should_be_is_named(subject, damage, directi
     assert subject.status()["missing"] == []
 
 
+@pytest.mark.one_major
 def test_what_was_written_without_a_trigger_is_repaired(subject):
     subject.start(people().legacy, Policies(), "forward")
     for table in ("customers", "bookings", "users"):
@@ -372,6 +376,7 @@ def test_truncate_of_a_synchronised_table_is_refused_with_what_to_do(subject, di
     assert (after.legacy.tables, after.unified.tables) == (before.legacy.tables, before.unified.tables)
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("table", ["users", "new_bookings", "user_role_assignments", "studio_ownership", "new_accounts", "new_sessions", '"_UserFavorites"'])
 def test_truncate_of_the_unified_side_is_refused_while_it_is_carried_back(subject, table):
     subject.start(people().legacy, Policies(), "both")
@@ -396,6 +401,7 @@ def test_the_application_has_no_rights_on_the_journal(subject, direction):
     assert subject.state().unified.tables["users"]["a"]["name"] == "By the application"
 
 
+@pytest.mark.one_major
 def test_without_sync_nothing_of_it_is_left(subject):
     subject.start(people().legacy, Policies(), "both")
     with subject.sync() as sync:
@@ -447,6 +453,7 @@ FOUND = {
 }  # fmt: skip
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("name", FOUND)
 @BOTH
 def test_what_a_legacy_history_found(subject, sessions, name, direction):
@@ -476,6 +483,7 @@ FOUND_WITH_BOTH = {
 }  # fmt: skip
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("name", FOUND_WITH_BOTH)
 def test_what_a_history_of_both_sides_found(subject, sessions, name):
     policies, statements = FOUND_WITH_BOTH[name]
@@ -499,6 +507,7 @@ def test_what_a_history_of_both_sides_found(subject, sessions, name):
 # --- the contract's sentences -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_major
 @BOTH
 def test_studios_and_other_peoples_bookings_survive_their_owner(subject, direction):
     subject.start(people().legacy, Policies(), direction)
@@ -510,6 +519,7 @@ def test_studios_and_other_peoples_bookings_survive_their_owner(subject, directi
     assert judge(subject, direction) == []
 
 
+@pytest.mark.one_major
 def test_an_erased_owners_studio_passes_to_the_next(subject):
     subject.start(people().legacy, Policies(), "both")
     application = subject.application()
@@ -543,6 +553,7 @@ def test_an_update_that_changes_nothing_writes_nothing(subject, direction, table
     assert versions() == before
 
 
+@pytest.mark.one_major
 @BOTH
 def test_what_an_applications_own_trigger_writes_is_carried(subject, direction):
     """Depth of triggers is no guard: such a write comes at depth 2."""
@@ -580,6 +591,7 @@ def test_merge_and_a_caught_exception_are_writes_like_others(subject, sessions, 
     assert judge(subject, direction) == []
 
 
+@pytest.mark.one_major
 def test_a_changed_primary_key_is_another_person(subject, sessions):
     subject.start(people().legacy, Policies(), "forward")
     session = sessions()
@@ -588,6 +600,7 @@ def test_a_changed_primary_key_is_another_person(subject, sessions):
         assert judge(subject, "forward") == []
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("born, table", [("CUSTOMER", "studio_owners"), ("SUPER_ADMIN", "studio_owners"), ("SUPER_ADMIN", "customers")])
 def test_a_stranger_does_not_take_over_a_user_born_on_the_unified_side(subject, born, table):
     subject.start(people().legacy, Policies(), "both")
@@ -606,6 +619,7 @@ def test_a_stranger_does_not_take_over_a_user_born_on_the_unified_side(subject, 
     assert state.unified.tables["users"]["u"]["primaryRole"] == {"SUPER_ADMIN": "SUPER_ADMIN", "CUSTOMER": "STUDIO_OWNER"}[born]
 
 
+@pytest.mark.one_major
 def test_an_account_whose_key_is_taken_on_the_other_side_is_no_error(subject):
     subject.start(people().legacy, Policies(), "both")
     application = subject.application()
@@ -620,6 +634,7 @@ def test_an_account_whose_key_is_taken_on_the_other_side_is_no_error(subject):
     assert judge(subject, "both") == []
 
 
+@pytest.mark.one_major
 def test_two_users_of_one_key_are_no_error_but_known(subject):
     """The schema allows it; an application that looks before it writes does not do it."""
     subject.start(people().legacy, Policies(), "both")
@@ -635,6 +650,7 @@ def test_two_users_of_one_key_are_no_error_but_known(subject):
     assert (users["a"]["name"], users["twin"]["name"]) == ("Still Anna", "Twin")
 
 
+@pytest.mark.one_major
 def test_a_guest_becomes_a_customer_with_his_first_unified_write(subject):
     subject.start(people().legacy, Policies(), "both")
     guest = subject.state().unified.identity_map["bookings", "guest@x.de"]
@@ -660,6 +676,7 @@ def test_a_guest_becomes_a_customer_with_his_first_unified_write(subject):
     assert judge(subject, "both") == []
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("value", [None, ""])
 def test_no_name_and_no_phone_make_the_round_trip(subject, value):
     subject.start(people().legacy, Policies(), "both")
@@ -672,6 +689,7 @@ def test_no_name_and_no_phone_make_the_round_trip(subject, value):
     assert judge(subject, "both") == []
 
 
+@pytest.mark.one_major
 def test_a_changed_password_goes_to_every_row_and_dropped_ones_do_not_come_back(subject):
     maker = people().owner("q", "dropped@x.de", password="q").customer("d", "dropped@x.de")
     subject.start(maker.legacy, Policies(), "both")
