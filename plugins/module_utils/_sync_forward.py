@@ -740,7 +740,7 @@ class Forward:
             "update": schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
                 updates=comma(
-                    compose("{left} = CASE WHEN NEW.{right} IS DISTINCT FROM OLD.{right} THEN NEW.{right} ELSE n.{left} END", {"left": left, "right": right})
+                    compose("{left} = CASE WHEN {new} THEN NEW.{right} ELSE n.{left} END", {"left": left, "right": right, "new": changed(right)})
                     for left, right in pairs
                 ),
             ),
@@ -748,10 +748,8 @@ class Forward:
         })  # fmt: skip
 
     def _same_booking(self):
-        return self.schema.compose(
-            "NEW.{bookings.id} = OLD.{bookings.id} AND NEW.{bookings.customerId} IS NOT DISTINCT FROM OLD.{bookings.customerId}"
-            " AND NEW.{bookings.customerEmail} = OLD.{bookings.customerEmail}"
-        )
+        columns = [self.schema.column("bookings", name) for name in ("id", "customerId", "customerEmail")]
+        return all_of(compose("NOT {changed}", {"changed": changed(column)}) for column in columns)
 
     def _person_trigger(self, table: str):
         schema = self.schema
@@ -797,6 +795,11 @@ def recompute(keep_password=None, **arrays):
         " ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, (now() AT TIME ZONE 'UTC')::timestamp(3));",
         {**parts, "keep_password": keep_password or sql.SQL("false")},
     )
+
+
+def changed(column):
+    """Return the condition that a column of NEW is not OLD's, by image: not every type has an equality, and some are lax."""
+    return compose("ROW(NEW.{c})::record OPERATOR(pg_catalog.*<>) ROW(OLD.{c})::record", {"c": column})
 
 
 def settings(direction: str, schema: Schema):

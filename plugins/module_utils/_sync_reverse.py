@@ -15,7 +15,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, TRIGGER_FUNCTION, settings
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, TRIGGER_FUNCTION, changed, settings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir
 
 #: Unified tables whose writes are carried.
@@ -463,7 +463,7 @@ class Reverse:
         )
 
     def _write(self, table: str):
-        updates, changed = [], []
+        updates, differing = [], []
         for theirs, ours, value in self._pairs(table):
             differs = compose("(uu_base ->> {name}) IS DISTINCT FROM (to_jsonb(u.{c}) #>> '{}')", {"name": sql.Literal(ours), "c": sql.Identifier(ours)})
             if theirs == self.schema[table].names["email"]:
@@ -472,9 +472,9 @@ class Reverse:
             updates.append(
                 compose("{c} = CASE WHEN {differs} THEN {value} ELSE p.{c} END", {"c": sql.Identifier(theirs), "differs": differs, "value": value})
             )
-            changed.append(differs)
+            differing.append(differs)
         return self.schema.compose(
-            _WRITE, people=table, name=sql.Literal(table), updates=comma(updates), changed=sql.SQL(" OR ").join(changed)
+            _WRITE, people=table, name=sql.Literal(table), updates=comma(updates), changed=sql.SQL(" OR ").join(differing)
         )
 
     # The triggers
@@ -521,7 +521,7 @@ class Reverse:
             " AND NEW.{new_bookings.customerEmail} = OLD.{new_bookings.customerEmail} AND NEW.{new_bookings.id} = OLD.{new_bookings.id})"
         )
         updates = [
-            compose("{c} = CASE WHEN NEW.{ours} IS DISTINCT FROM OLD.{ours} THEN {v} ELSE b.{c} END", {"c": theirs, "v": value, "ours": ours})
+            compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {"c": theirs, "v": value, "changed": changed(ours)})
             for theirs, value, ours in columns
         ]
         updates.append(schema.compose(

@@ -212,3 +212,21 @@ def test_playbook(cluster, reference_database, session, tmp_path):
     assert again.returncode == 0 and "changed=0 " in again.stdout
     ended = run_playbook(ROOT / "playbooks" / "sync.yml", hosts, "-e", "sync_direction=none")
     assert ended.returncode == 0 and "changed=1 " in ended.stdout and sync_direction(session) is None
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_what_is_equal_and_not_the_same_is_carried(session, direction):
+    for table in ("bookings", "new_bookings"):
+        session.execute(f"ALTER TABLE {table} ADD price numeric, ADD note json")
+    session.execute("UPDATE bookings SET price = 1.0, note = '1'")
+    forward(session).install(direction)
+    session.execute("RESET search_path")
+    session.execute("UPDATE bookings SET price = 1.00, note = '[1, 2]' WHERE \"customerId\" IS NOT NULL")
+    session.execute("UPDATE bookings SET price = 1.000, message = '2'")
+    assert session.value("SELECT array_agg(DISTINCT price::text) FROM new_bookings") == ["1.000"]
+    in_step(session)
+    if direction == "both":
+        session.execute("UPDATE new_bookings SET price = 1.0, note = '3'")
+        assert session.value("SELECT array_agg(DISTINCT price::text) FROM bookings") == ["1.0"]
+        in_step(session)
