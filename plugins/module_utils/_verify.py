@@ -39,7 +39,10 @@ _STARTED_AT = """
 SELECT to_char((started_at AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') FROM unified_user_journal.run WHERE id = %s
 """
 
-_SYNCED_SINCE = "SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') FROM unified_user_journal.sync"
+_SYNC = """
+SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') AS since, direction <> 'forward' AS both_ways
+FROM unified_user_journal.sync
+"""
 
 _NEXT_STEPS = {
     "run": "Run playbooks/migrate.yml: it migrates the data, or goes on where it was left",
@@ -183,8 +186,8 @@ class _Verifier:
             run = self._current_run(finished)
         if not run or not self._same_settings(run, mapping):
             return self.result
-        since = self.database.value(_SYNCED_SINCE)
-        derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, since)
+        sync = self.database.row(_SYNC) or {"since": None, "both_ways": False}
+        derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
         before = self.database.value("SHOW enable_nestloop")
         self.database.value("SELECT set_config('enable_nestloop', 'off', true)")

@@ -107,17 +107,26 @@ class Derivation:
         started_at: the run's start, UTC, as text with milliseconds.
         cutover_at: since when the unified side has lived a life of its own, UTC, as text; or None.
         mask_pii: whether e-mails in samples are masked.
-        synced_since: since when forward sync has been on, UTC, as text; or None.
+        synced_since: since when sync has been on, UTC, as text; or None.
+        both_ways: whether the unified side's writes are carried back.
     """
 
     def __init__(
-        self, schema: Schema, policies: Policies, started_at: str, cutover_at: str | None = None, mask_pii: bool = True, synced_since: str | None = None
+        self,
+        schema: Schema,
+        policies: Policies,
+        started_at: str,
+        cutover_at: str | None = None,
+        mask_pii: bool = True,
+        synced_since: str | None = None,
+        both_ways: bool = False,
     ) -> None:
         self.schema = schema
         self.policies = policies
         self.started_at = started_at
         self.cutover_at = cutover_at
         self.synced_since = synced_since
+        self.both_ways = both_ways
         self.mask_pii = mask_pii
         self.map = sql.Identifier("unified_user_journal", "identity_map")
 

@@ -141,10 +141,10 @@ class Belongings:
         """Every booking that names nobody, kept whole."""
         values = {
             "source_table": sql.Literal(GUEST), "source_id": self.schema.compose("t.{bookings.id}"),
-            "reason": sql.SQL("'unresolvable'"), "row": sql.SQL("to_jsonb(t)"),
+            "reason": sql.SQL("'unresolvable'"), "row": sql.SQL("to_jsonb(t)"), "identity_key": sql.SQL("NULL"),
         }
         source = self.derivation.of("bookings", "FROM {.} AS t WHERE {unresolvable}", unresolvable=self.derivation.unresolvable("t"))
-        columns = {**dict.fromkeys(("source_table", "source_id", "reason"), TEXT), "row": _JSONB}
+        columns = {**dict.fromkeys(("source_table", "source_id", "reason", "identity_key"), TEXT), "row": _JSONB}
         return Image(
             "quarantine", sql.Identifier("unified_user_journal", "quarantine"), ("source_table", "source_id"), columns,
             {"rows": [Branch(values, source)]}, sql.SQL("k.source_table || ' ' || k.source_id"),

@@ -16,6 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import constant_default, shared_columns, typed
 
 TEXT = Column("", "text", "text", "S", True, None, False, False)
+_BOOLEAN = Column("", "boolean", "boolean", "B", True, None, False, False)
 
 #: Survivor order of rows of ``member`` (the contract, section 2).
 _ORDER = '"side of", "unverified of", "created of", "id of" COLLATE "C"'
@@ -113,9 +114,12 @@ class People:
     def identity_map(self) -> Image:
         """Every owner and customer once, every guest once, each with his user."""
         owners, customers = map(sql.Literal, PEOPLE)
+        # Reverse sync marks the rows it made; before it is on there are none.
+        marks = () if self.derivation.both_ways else ("made", "native")
 
         def row(source_table, source_id, user_id, key) -> dict[str, object]:
-            return {"source_table": source_table, "source_id": source_id, "user_id": user_id, "identity_key": key}
+            row = {"source_table": source_table, "source_id": source_id, "user_id": user_id, "identity_key": key}
+            return {**row, **dict.fromkeys(marks, sql.SQL("false"))}
 
         alone = [
             Branch(
@@ -131,7 +135,7 @@ class People:
         )
         key = sql.SQL('span."key of"')
         guests = Branch(row(sql.Literal(GUEST), key, self.derivation.guest_id(key), key), self._traces())
-        columns = dict.fromkeys(("source_table", "source_id", "user_id", "identity_key"), TEXT)
+        columns = {**dict.fromkeys(("source_table", "source_id", "user_id", "identity_key"), TEXT), **dict.fromkeys(marks, _BOOLEAN)}
         return Image(
             "identity_map", self.derivation.map, ("source_table", "source_id"), columns,
             {"alone": alone, "together": [together], "guests": [guests]}, self.derivation.map_label("k"), self._ctes({}),
