@@ -16,7 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, TRIGGER_FUNCTION, changed, settings
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir, noted, noted_value
 
 #: Unified tables whose writes are carried.
 TRIGGERED = ("users", "user_role_assignments", "studio_ownership", "new_accounts", "new_sessions", "new_bookings", "_UserFavorites")
@@ -214,7 +214,7 @@ BEGIN
     IF TG_OP = 'UPDATE' THEN
         PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}], NEW.{users.id});
     END IF;
-    PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN to_jsonb(OLD) END);
+    PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END);
     RETURN NULL;
 END
 """
@@ -465,7 +465,8 @@ class Reverse:
     def _write(self, table: str):
         updates, differing = [], []
         for theirs, ours, value in self._pairs(table):
-            differs = compose("(uu_base ->> {name}) IS DISTINCT FROM (to_jsonb(u.{c}) #>> '{}')", {"name": sql.Literal(ours), "c": sql.Identifier(ours)})
+            differs = compose("(uu_base ->> {name}) IS DISTINCT FROM {value}", {
+                "name": sql.Literal(ours), "value": noted_value(self.schema, ours, "u")})  # fmt: skip
             if theirs == self.schema[table].names["email"]:
                 # Absorbed rows of one table are told apart by spaces, which no key has.
                 value = compose("{value} || repeat(' ', r.number::integer)", {"value": value})
@@ -483,7 +484,7 @@ class Reverse:
         schema = self.schema
         if table == "users":
             return schema.compose(
-                _USERS_TRIGGER, old_key=self.key("users", "OLD"), new_key=self.key("users", "NEW"),
+                _USERS_TRIGGER, noted_old=noted(schema, "OLD"), old_key=self.key("users", "OLD"), new_key=self.key("users", "NEW"),
                 erase=schema.compose(_ERASE, heir=heir(schema, sql.SQL("true"))), settle=_settle("uu_keys"),
             )
         if table == "user_role_assignments":

@@ -92,14 +92,14 @@ _USERS = """
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w)
 INSERT INTO {users} AS n ({columns}) SELECT w.* FROM typed AS w WHERE NOT EXISTS (SELECT FROM {users} AS u WHERE u.{id} = w.{id});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
-based AS (SELECT w.*, coalesce(d.projection, to_jsonb(u)) AS "uu base" FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id}
+based AS (SELECT w.*, coalesce(d.projection, {noted_user}) AS "uu base" FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id}
           LEFT JOIN unified_user_journal.divergence AS d ON d.user_id = w.{id} WHERE w.{id} <> ALL (uu_natives)
           AND (uu_reversed = '{}' OR (w.{id} IN (SELECT g.user_id FROM guest AS g) AND w.{id} <> ALL (uu_reversed))))
 UPDATE {users} AS n SET {updates} FROM based AS w WHERE n.{id} = w.{id} AND ({changed});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
 noted AS (
     INSERT INTO unified_user_journal.divergence AS d (user_id, projection)
-    SELECT w.{id}, to_jsonb(w) FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id} WHERE ({differs})
+    SELECT w.{id}, {noted} FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id} WHERE ({differs})
     ON CONFLICT (user_id) DO UPDATE SET projection = excluded.projection WHERE d.projection <> excluded.projection
 )
 DELETE FROM unified_user_journal.divergence AS d USING typed AS w, {users} AS u WHERE d.user_id = w.{id} AND u.{id} = w.{id} AND NOT ({differs});
@@ -280,6 +280,26 @@ def heir(schema: Schema, condition):
     )
 
 
+def _documents(schema: Schema) -> list[str]:
+    users = schema["users"].columns
+    return [column.target.name for column in schema.person_columns() if users[column.target.name].base_type in ("json", "jsonb")]
+
+
+def noted(schema: Schema, alias: str):
+    """Return a row of users as it is noted; documents as text, for JSON's null is not SQL's."""
+    row = compose("to_jsonb({a})", {"a": sql.SQL(alias)})
+    for name in _documents(schema):
+        parts = {"row": row, "name": sql.Literal(name), "value": noted_value(schema, name, alias)}
+        row = compose("{row} || jsonb_build_object({name}, {value})", parts)
+    return compose("({row})", {"row": row})
+
+
+def noted_value(schema: Schema, name: str, alias: str):
+    """Return a column of users as ``->>`` gives it from where it is noted."""
+    parts = {"a": sql.SQL(alias), "c": sql.Identifier(name)}
+    return compose("{a}.{c}::text" if name in _documents(schema) else "(to_jsonb({a}.{c}) #>> '{}')", parts)
+
+
 class PinnedProjection(Projection):
     """The projection in which a pinned booking belongs to whom it is pinned to, whatever the rules say."""
 
@@ -452,13 +472,17 @@ class ThreeWay(Forward):
 
         def each(template: str):
             return [
-                compose(template, {"c": column, "name": sql.Literal(column.string), "keep": self._keeps(column.string)}) for column in written
+                compose(template, {
+                    "c": column, "name": sql.Literal(column.string), "keep": self._keeps(column.string),
+                    "value": noted_value(self.schema, column.string, "w"),
+                })
+                for column in written
             ]
 
         # As text: JSON's null is not SQL's.
-        changed = "(w.\"uu base\" ->> {name}) IS DISTINCT FROM (to_jsonb(w.{c}) #>> '{}')"
+        changed = "(w.\"uu base\" ->> {name}) IS DISTINCT FROM {value}"
         return self._with(
-            _USERS, (columns, select), id=self.schema.column("users", "id"),
+            _USERS, (columns, select), id=self.schema.column("users", "id"), noted=noted(self.schema, "w"), noted_user=noted(self.schema, "u"),
             typed=comma(compose("w.{c}::{type} AS {c}", {"c": c, "type": sql.SQL(users.columns[c.string].type)}) for c in columns),
             updates=comma(each("{c} = CASE WHEN " + changed + "{keep} THEN w.{c} ELSE n.{c} END")),
             changed=sql.SQL(" OR ").join(each(changed)),

@@ -230,3 +230,18 @@ def test_what_is_equal_and_not_the_same_is_carried(session, direction):
         session.execute("UPDATE new_bookings SET price = 1.0, note = '3'")
         assert session.value("SELECT array_agg(DISTINCT price::text) FROM bookings") == ["1.0"]
         in_step(session)
+
+
+@pytest.mark.one_major
+def test_the_null_of_a_document_is_not_that_of_a_column(session):
+    for table in ("customers", "users"):
+        session.execute(f"ALTER TABLE {table} ADD profile json")
+    forward(session).install("both")
+    session.execute("RESET search_path")
+    customer = session.value("SELECT source_id FROM unified_user_journal.identity_map WHERE source_table = 'customers' AND source_id = user_id LIMIT 1")
+    # Somebody who differs from his row: NULL there is '' here.
+    session.execute("UPDATE users SET name = NULL WHERE id = %s", (customer,))
+    session.execute("UPDATE customers SET profile = 'null' WHERE id = %s", (customer,))
+    assert session.value("SELECT profile::text FROM users WHERE id = %s", (customer,)) == "null"
+    session.execute("UPDATE users SET profile = NULL WHERE id = %s", (customer,))
+    assert session.value("SELECT profile IS NULL FROM customers WHERE id = %s", (customer,))
