@@ -43,6 +43,11 @@ class Encryption:
         return {"method": "age", "version": self.program.version, "recipients": list(self.recipients)}
 
 
+def hidden(recipients: Sequence[str]) -> set[str]:
+    """Return those that are no public keys: a secret key put there by mistake must not be repeated, in no output."""
+    return {recipient for recipient in recipients if not _RECIPIENT.fullmatch(recipient)}
+
+
 def choose_encryption(recipients: Sequence[str]) -> Encryption | None:
     """Return how to encrypt for recipients, None if there are none.
 
@@ -53,8 +58,7 @@ def choose_encryption(recipients: Sequence[str]) -> Encryption | None:
         return None
     action, advice = "encrypt a backup", "Give public keys, as age-keygen -y prints them from an identity file, or SSH public keys"
     for number, recipient in enumerate(recipients, 1):
-        # A secret key put here by mistake must not be repeated.
-        if not _RECIPIENT.fullmatch(recipient):
+        if recipient in hidden(recipients):
             raise UnifiedUserError(action, f"number {number} of encryption_recipients is no public key of age", advice)
     encryption = Encryption(_find_age(), tuple(recipients))
     with running(encryption.program, _recipients(encryption), dict(os.environ)) as child:

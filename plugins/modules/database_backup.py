@@ -193,6 +193,7 @@ executed_queries:
 """
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup import take_backup
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import hidden
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
 
 
@@ -213,6 +214,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # A module repeats its arguments, whatever it answers.
+    module.no_log_values.update(hidden(module.params["encryption_recipients"]))
     module.run(lambda module: take_backup(module.params, module.check_mode))
 
 
