@@ -388,7 +388,7 @@ END
 _REFUSE_TRUNCATE = """
 BEGIN
     RAISE EXCEPTION 'Failed to truncate table %: it is kept in step with the other user model, which would not hear of it.', TG_TABLE_NAME
-    USING ERRCODE = 'feature_not_supported', HINT = 'Use DELETE FROM, or end the sync first: module unified_user_sync with state absent.';
+    USING ERRCODE = 'feature_not_supported', HINT = 'Use DELETE FROM, or end the sync first: playbooks/sync.yml with -e sync_direction=none.';
 END
 """
 
@@ -608,7 +608,7 @@ class Forward:
         key = relation.names["id"]
         written = [column.string for column in columns if relation.logical_name(column.string) not in ("id", *kept)]
         updates = [
-            compose(self._assignment(table, name), {"c": sql.Identifier(name), "t": sql.Identifier("n"), "role": self._role_type()}) for name in written
+            compose(self._assignment(table, name), {"c": sql.Identifier(name), "t": sql.Identifier("n")}) for name in written
         ]
         return self.schema.compose(
             _UPSERT, table=table, relations=sql.SQL(RELATIONS), columns=comma(columns), select=select, key=sql.Identifier(key),
@@ -636,10 +636,6 @@ class Forward:
             # A SUPER_ADMIN is never lowered.
             return "{c} = CASE WHEN {t}.{c}::text = 'SUPER_ADMIN' THEN {t}.{c} ELSE excluded.{c} END"
         return "{c} = excluded.{c}"
-
-    def _role_type(self):
-        users = self.schema["users"]
-        return sql.SQL(users.columns[users.names["primaryRole"]].base_type)
 
     def _reconcile(self, table: str, columns: list, select, key: tuple[str, ...], user: str):
         """Delete the users' rows that are not wanted, and insert those that are not there."""

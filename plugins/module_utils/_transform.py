@@ -170,7 +170,7 @@ class AtomicCopy:
             raise UnifiedUserError(
                 "empty the unified tables",
                 "they are in use: what is written there is carried back to the legacy side, and some of it has no place there",
-                "Look what it is with module unified_user_sync in check mode, end the sync with its state absent, and run this again",
+                "See what with playbooks/sync.yml --check -e sync_direction=both, end the sync with -e sync_direction=none, and run this again",
             )
         if check_mode:
             return self._result(changed=True, counts=self._counts(present), kept=kept)

@@ -167,7 +167,7 @@ def test_module(cluster, reference_database, session):
 def test_undoing_ends_forward_and_refuses_both(session):
     sync = forward(session)
     sync.install("both")
-    with pytest.raises(UnifiedUserError, match=r"they are in use.*unified_user_sync"):
+    with pytest.raises(UnifiedUserError, match=r"they are in use.*sync_direction=none"):
         AtomicCopy(session, Options()).undo()
     sync.install("forward")
     session.execute("INSERT INTO public.customers (id, name, email, \"updatedAt\") VALUES ('c-new', 'New', 'new@example.org', now())")
