@@ -348,12 +348,18 @@ class Projection:
         # after the other: of a union of both the planner has no statistics, and it would sort every booking.
         return self.schema.compose(
             "FROM {bookings} AS t"
-            " LEFT JOIN member AS c ON c.side = {customer} AND c.source_id = t.{bookings.customerId}"
+            " LEFT JOIN member AS c ON c.side = {customer} AND c.source_id = t.{bookings.customerId}{looked_up}"
             " LEFT JOIN member AS i ON i.position = 1 AND i.key = CASE WHEN t.{bookings.customerId} IS NULL THEN {key} END"
             " LEFT JOIN guest AS g ON g.key = CASE WHEN t.{bookings.customerId} IS NULL AND i.key IS NULL THEN {key} END",
             customer=sql.Literal(CUSTOMER_SIDE),
+            looked_up=self._customers_looked_up(),
             key=self.booking_key("t"),
         )
+
+    @staticmethod
+    def _customers_looked_up():
+        """Return a further condition on the customers ``c`` that bookings look up."""
+        return sql.SQL("")
 
     def booking_key(self, alias: str):
         """Return the identity key of a booking's customerEmail."""
@@ -366,3 +372,33 @@ class Projection:
             " WHERE t.{bookings.customerId} IS NULL AND NOT {usable}",
             usable=is_usable(sql.SQL("t.{}").format(self.schema.column("bookings", "customerEmail"))),
         )
+
+
+#: That a row of ``member`` leads to another id than its own. The planner guesses that two columns are never equal; of a cast, few are 0.
+_LEADS_ELSEWHERE = "({m}.source_id = {m}.user_id)::int = 0"
+
+
+class WholeProjection(Projection):
+    """The projection where ``member`` has every owner and customer, so that whoever keeps his id need not be looked up.
+
+    A customerId that refers to no customer is carried as it stands: the caller must have refused it, or a foreign key will.
+    """
+
+    def _booking_user(self):
+        return self.schema.compose("coalesce(c.user_id, t.{bookings.customerId}, i.user_id, g.user_id)")
+
+    @staticmethod
+    def _customers_looked_up():
+        return sql.SQL(" AND " + _LEADS_ELSEWHERE).format(m=sql.SQL("c"))
+
+    def favourites(self):
+        """Select the favourites as ``Projection.favourites``: of who is alone with the id he has, else with his user's."""
+        customers = sql.SQL("member AS m ON m.side = {} AND m.source_id").format(sql.Literal(CUSTOMER_SIDE))
+        select = self.schema.compose(
+            "SELECT f.{_CustomerFavorites.B}, coalesce(m.user_id, f.{_CustomerFavorites.A}) FROM {_CustomerFavorites} AS f"
+            " LEFT JOIN {customers} = f.{_CustomerFavorites.A} AND (m.size > 1 OR {elsewhere}) WHERE m.size IS NULL OR m.size = 1"
+            " UNION ALL SELECT DISTINCT f.{_CustomerFavorites.B}, m.user_id FROM {_CustomerFavorites} AS f"
+            " JOIN {customers} = f.{_CustomerFavorites.A} WHERE m.size > 1",
+            customers=customers, elsewhere=sql.SQL(_LEADS_ELSEWHERE).format(m=sql.SQL("m")),
+        )
+        return [self.schema.column("_UserFavorites", "A"), self.schema.column("_UserFavorites", "B")], select

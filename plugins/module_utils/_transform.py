@@ -16,7 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection, WholeProjection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify
 
@@ -213,17 +213,20 @@ class AtomicCopy:
                     source=table,
                 )
             )
-            if lost:
-                raise UnifiedUserError(
-                    f"copy table {self.schema[table].name}", f"{lost} of its rows refer to no owner",
-                    "Delete these rows or bring their owners back; ansible-playbook preflight.yml names them",
-                )
+            self._refuse_lost(table, lost, "owner")
+
+    def _refuse_lost(self, table: str, lost: int, person: str) -> None:
+        if lost:
+            raise UnifiedUserError(
+                f"copy table {self.schema[table].name}", f"{lost} of its rows refer to no {person}",
+                f"Delete these rows or bring their {person}s back; ansible-playbook preflight.yml names them",
+            )
 
     def _findings(self, projection: Projection) -> DataFindings:
         return DataFindings(self.database, projection, self.options.sample_size, self.options.mask_pii)
 
     def _projection(self, started_at) -> Projection:
-        return Projection(self.schema, self.options.policies, started_at)
+        return WholeProjection(self.schema, self.options.policies, started_at)
 
     def _already_done(self, run: dict[str, Any]) -> dict[str, Any]:
         changed = _journal.changed_settings(run, _journal.settings_of(self.options.schema, self.options.policies, self.options.mapping))
@@ -393,6 +396,7 @@ class AtomicCopy:
             }
             self._refuse_credentials_of_nobody()
             bookings = self.database.row(self.schema.compose(_LINKED_BOOKINGS, **keys))
+            self._refuse_lost("bookings", bookings.pop("lost"), "customer")
             bookings["by_guest"] = self.database.value("SELECT coalesce(sum(bookings), 0)::bigint FROM guest")
             bookings["by_email"] = copied - bookings["by_customer"] - bookings["by_guest"]
             bookings["by_email_unverified"] = self.database.value(self.schema.compose(_UNVERIFIED_BOOKINGS, **keys))
@@ -420,7 +424,7 @@ FROM (
 # Most e-mails are spelt alike on both sides: comparing them as they stand first spares their keys. No temporary table takes
 # part, so that PostgreSQL may use several processes.
 _LINKED_BOOKINGS = """
-SELECT count(t.{bookings.customerId}) AS by_customer,
+SELECT count(t.{bookings.customerId}) AS by_customer, count(t.{bookings.customerId}) - count(c.{customers.id}) AS lost,
        count(*) FILTER (WHERE c.{customers.email}::text COLLATE "C" <> t.{bookings.customerEmail}::text COLLATE "C"
                         AND {customer_key} <> {booking_key}) AS key_differs
 FROM {bookings} AS t LEFT JOIN {customers} AS c ON c.{customers.id} = t.{bookings.customerId}

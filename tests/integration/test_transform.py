@@ -370,6 +370,14 @@ def test_accounts_of_nobody_are_refused(session):
     assert sums(session, FILLED)["users"]["count"] == 0
 
 
+def test_bookings_of_nobody_are_refused(session):
+    session.execute('ALTER TABLE public.bookings DROP CONSTRAINT "bookings_customerId_fkey"')
+    session.execute("UPDATE public.bookings SET \"customerId\" = 'nobody' WHERE id = (SELECT min(id) FROM public.bookings)")
+    with pytest.raises(UnifiedUserError, match="copy table bookings: 1 of its rows refer to no customer"):
+        AtomicCopy(session, Options()).run()
+    assert sums(session, FILLED)["users"]["count"] == 0
+
+
 def test_rows_hidden_by_a_policy_are_an_error(session):
     session.execute("CREATE ROLE tenant")
     try:
