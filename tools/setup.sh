@@ -64,14 +64,14 @@ offer_debian_postgresql() {
     touch .cache/postgresql-15-asked
 }
 
-# The tests run the real Prisma CLI, which needs Node.js 18.18 or later.
+# The tests run the real Prisma CLI and build the reference application, which need Node.js 18.18 or later.
 offer_node() {
     local wanted='const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 18 || (major === 18 && minor >= 18) ? 0 : 1)'
     if command -v npm >/dev/null && node -e "$wanted" 2>/dev/null; then return; fi
     [ -e .cache/node-asked ] && return
     if become >/dev/null; then apt_install nodejs npm || true; fi
     if ! command -v npm >/dev/null || ! node -e "$wanted" 2>/dev/null; then
-        say "Node.js 18.18 or later and npm are not there and could not be installed: the tests with the real Prisma CLI will fail"
+        say "Node.js 18.18 or later and npm are not there and could not be installed: the tests with the real Prisma CLI and the reference application will fail"
     fi
     touch .cache/node-asked
 }

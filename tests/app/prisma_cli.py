@@ -1,6 +1,6 @@
 """The real Prisma CLI against an embedded cluster, without the native engine that it would download.
 
-What it needs is installed from the lock file once, below .cache, under a name made from the files that decide it.
+What it and the reference application need is installed from the lock file once, below .cache, under a name made from the files that decide it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import quote
 APPLICATION = Path(__file__).resolve().parent
 PRISMA_DIRECTORY = APPLICATION / "prisma"
 CACHE = APPLICATION.parent.parent / ".cache"
-_SOURCES = (".npmrc", "package.json", "package-lock.json", "prisma.config.ts")
+_SOURCES = (".npmrc", "package.json", "package-lock.json", "prisma.config.ts", "prisma/schema.prisma")
 # The CLI looks for both engines and would download them; it never runs them here.
 _EMPTY_ENGINE = "empty-engine"
 
@@ -52,6 +52,7 @@ def _install_into(directory):
         raise PrismaCliError("Failed to install the Prisma CLI: node or npm is missing. Run make setup, or install nodejs (18.18 or later) and npm.")
     partial = Path(tempfile.mkdtemp(prefix="prisma-cli.partial-", dir=CACHE))
     try:
+        (partial / "prisma").mkdir()
         for name in _SOURCES:
             shutil.copy(APPLICATION / name, partial / name)
         (partial / _EMPTY_ENGINE).touch()
@@ -60,15 +61,36 @@ def _install_into(directory):
         )
         if result.returncode:
             raise PrismaCliError(f"Failed to install the Prisma CLI: npm ci ended with status {result.returncode}. Its output:\n{result.stdout}")
+        _generate_client(partial)
         partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _generate_client(directory):
+    """Make the client that the reference application runs with; it lies among the packages, as it does in a release."""
+    result = subprocess.run(
+        ["node", "node_modules/prisma/build/index.js", "generate"],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "HOME": str(directory), "DATABASE_URL": "postgresql://localhost/none", "CI": "1", **_offline(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if result.returncode:
+        raise PrismaCliError(f"Failed to generate the Prisma client: it ended with status {result.returncode}. Its output:\n{result.stdout}")
+
+
+def _offline(directory):
+    empty = str(directory / _EMPTY_ENGINE)
+    return {"PRISMA_QUERY_ENGINE_LIBRARY": empty, "PRISMA_SCHEMA_ENGINE_BINARY": empty, "CHECKPOINT_DISABLE": "1"}
+
+
 def offline_environment():
     """Return the variables that keep the CLI from downloading what it does not run here."""
-    empty = str(install() / _EMPTY_ENGINE)
-    return {"PRISMA_QUERY_ENGINE_LIBRARY": empty, "PRISMA_SCHEMA_ENGINE_BINARY": empty, "CHECKPOINT_DISABLE": "1"}
+    return _offline(install())
 
 
 def database_url(cluster, dbname):

@@ -1,0 +1,3 @@
+import { register } from "@/lib/registration";
+
+export const POST = (request: Request) => register(request, "STUDIO_OWNER");
