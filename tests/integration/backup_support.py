@@ -46,7 +46,7 @@ def visible(options: dict) -> list[str]:
     return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
 
-def wait_until(condition, seconds: float = 20):
+def wait_until(condition, seconds: float = 60):
     """Wait for a condition to hold; fails when it never does."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -10,6 +10,9 @@ import pytest
 from tests.app import schema_variants
 from tests.app.prisma_cli import PRISMA_DIRECTORY, PrismaCli
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 SCHEMA = str(PRISMA_DIRECTORY / "schema.prisma")
 
 

@@ -372,6 +372,7 @@ def test_a_wrong_password_is_never_shown(site, legacy_reference_database, secret
     assert password not in process.output
 
 
+@pytest.mark.one_major
 def test_the_source_going_away_leaves_nothing(pg_dump_held_up, admin):
     process, options, waiting, _release = pg_dump_held_up
     admin.execute("SELECT pg_terminate_backend(%s)", (waiting(),))
@@ -393,6 +394,7 @@ def test_no_process_shows_the_password(pg_dump_held_up):
     assert options["login_password"] not in process.output
 
 
+@pytest.mark.one_major
 def test_a_stopped_backup_puts_away_what_it_began(pg_dump_held_up, admin):
     process, options, waiting, _release = pg_dump_held_up
     process.process.send_signal(signal.SIGTERM)
@@ -401,6 +403,7 @@ def test_a_stopped_backup_puts_away_what_it_began(pg_dump_held_up, admin):
     wait_until(lambda: not waiting())
 
 
+@pytest.mark.one_major
 def test_a_killed_backup_looks_like_none_and_is_removed_by_the_next(pg_dump_held_up):
     process, options, waiting, release = pg_dump_held_up
     process.kill()
@@ -566,6 +569,7 @@ def restore_under_way(cluster, site, big_database, admin):
     yield process, options, taken, target
 
 
+@pytest.mark.one_major
 def test_a_stopped_restore_drops_its_copy(restore_under_way, admin):
     process, _options, taken, target = restore_under_way
     process.process.send_signal(signal.SIGTERM)
@@ -574,6 +578,7 @@ def test_a_stopped_restore_drops_its_copy(restore_under_way, admin):
     assert not Path(taken["path"], "proof.json").exists()
 
 
+@pytest.mark.one_major
 def test_a_killed_restore_is_cleaned_up_by_the_next(restore_under_way, admin):
     process, options, taken, target = restore_under_way
     process.kill()
@@ -583,6 +588,7 @@ def test_a_killed_restore_is_cleaned_up_by_the_next(restore_under_way, admin):
     assert target not in databases(admin)
 
 
+@pytest.mark.one_major
 def test_the_server_going_away_is_explained_and_left_to_the_next_run(make_cluster, tmp_path):
     own = make_cluster()
     own.create_database("shop")

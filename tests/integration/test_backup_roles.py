@@ -18,6 +18,9 @@ from tests.integration.backup_support import folder_in_memory
 from tests.module_process import connection_options
 from tests.playbook_process import inventory, run_playbook
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 
 @pytest.fixture
 def prove(cluster, legacy_reference_database, tmp_path):
@@ -43,7 +46,6 @@ def prove(cluster, legacy_reference_database, tmp_path):
     return run
 
 
-@pytest.mark.one_major
 def test_older_backups_go_after_the_proof_of_the_new_one(prove, tmp_path):
     first, second = prove(), prove()
     paths = [Path(told["backup"]["data"]["path"]) for told in (first, second)]
@@ -61,7 +63,6 @@ def test_older_backups_go_after_the_proof_of_the_new_one(prove, tmp_path):
     assert str(left) == third["backup"]["data"]["path"] and (left / "proof.json").exists()
 
 
-@pytest.mark.one_major
 def test_an_old_backup_that_is_named_survives_its_test(prove):
     first, second = (Path(prove()["backup"]["data"]["path"]) for unused in range(2))
     told = prove(roles=["restore_test"], restore_test_backup=str(first), backup_keep_count=1)["restore_test"]
@@ -69,7 +70,6 @@ def test_an_old_backup_that_is_named_survives_its_test(prove):
     assert first.exists() and second.exists()
 
 
-@pytest.mark.one_major
 def test_the_proof_is_of_the_copy_furthest_away(prove, tmp_path):
     with folder_in_memory() as mounted:
         (tmp_path / "second").mkdir()
@@ -87,7 +87,6 @@ def test_the_proof_is_of_the_copy_furthest_away(prove, tmp_path):
         assert all(len(list(Path(folder).iterdir())) == 1 for folder in (tmp_path / "backups", tmp_path / "second", mounted))
 
 
-@pytest.mark.one_major
 def test_an_encrypted_backup_is_proven_by_the_roles(prove, tmp_path):
     identity = tmp_path / "identity.txt"
     subprocess.run(["age-keygen", "-o", str(identity)], check=True, capture_output=True)
@@ -108,7 +107,6 @@ def roles_hidden(cluster, legacy_reference_database):
         session.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(reader)))
 
 
-@pytest.mark.one_major
 def test_a_role_that_may_not_read_roles_is_told_so(prove, roles_hidden):
     told = prove(roles=["backup"], unified_user_login_user=roles_hidden)["backup"]
     assert told["data"]["globals"] == {"included": False, "reason": "permission denied for table pg_auth_members"}

@@ -7,6 +7,9 @@ import contextlib
 import pytest
 from bench import backups, contenders, report, results
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 BOOKINGS = 3000
 
 

@@ -21,6 +21,9 @@ from tests.oracle.model import project
 from tests.oracle.sample import RICH_POLICIES, rich_legacy
 from tests.oracle.schema import FULL, LEGACY, WIDENED, quote
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 JOURNAL = "unified_user_journal"
 
 # Table -> the check that must notice a change of its rows, whatever else does.

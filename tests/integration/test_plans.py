@@ -17,6 +17,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify impo
 
 from tests.app import migration_history, reference_data
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 BOOKINGS = 300_000
 BIG = 50_000
 BOUNDED = 1_000

@@ -23,6 +23,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors impo
 from tests.conftest import Templates
 from tests.integration.preflight_support import follow, found, look, names, probes_failed, run
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 

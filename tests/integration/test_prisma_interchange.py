@@ -18,6 +18,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_stat
 from tests.app.migration_history import migration_directories
 from tests.app.prisma_cli import PRISMA_DIRECTORY, PrismaCli
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 NAMES = [directory.name for directory in migration_directories()]
 UP_TO_DATE = "Database schema is up to date!"
 NOTHING_PENDING = "No pending migrations to apply."

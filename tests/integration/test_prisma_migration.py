@@ -397,6 +397,7 @@ def test_line_of_a_syntax_error(cluster, database, own_release):
     assert "statement 2 (SELECT, line 3) failed: syntax error" in run(cluster, database, path)["msg"]
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize(
     "statement",
     [
@@ -481,6 +482,7 @@ def test_wrong_password_is_not_told(cluster, database, release, secret):
 # --- waiting
 
 
+@pytest.mark.one_major
 def test_two_deployments_at_once(cluster, database, own_release):
     path, add = own_release
     for number in range(4):
@@ -517,6 +519,7 @@ def test_check_mode_waits_for_nobody(cluster, legacy_database, release):
         assert run(cluster, legacy_database, release, check_mode=True)["pending"] == [UNIFIED]
 
 
+@pytest.mark.one_major
 def test_locked_table_names_the_blocker(cluster, legacy_database, release):
     before = dump(cluster, legacy_database)
     with session(cluster, legacy_database) as other:
@@ -531,6 +534,7 @@ def test_locked_table_names_the_blocker(cluster, legacy_database, release):
     assert dump(cluster, legacy_database) == before
 
 
+@pytest.mark.one_major
 def test_lock_that_is_given_back_in_time(cluster, legacy_database, release):
     with session(cluster, legacy_database) as other:
         other.execute("BEGIN")

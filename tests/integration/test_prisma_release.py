@@ -11,6 +11,9 @@ from tests.app.migration_history import migration_directories
 from tests.app.prisma_cli import make_release, offline_environment
 from tests.module_process import connection_options, run_module
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 NAMES = [directory.name for directory in migration_directories()]
 
 
@@ -51,7 +54,6 @@ def test_deploy_and_compare(cluster, database, cli):
     assert cli(database, "script")["script"].count("CREATE INDEX") == 1
 
 
-@pytest.mark.one_major
 def test_whose_session_role_owns_what_is_made(cluster, database, cli):
     execute(cluster, database, "DROP ROLE IF EXISTS prisma_owner")
     execute(cluster, database, "CREATE ROLE prisma_owner")
@@ -65,7 +67,6 @@ def test_whose_session_role_owns_what_is_made(cluster, database, cli):
         execute(cluster, database, "DROP OWNED BY prisma_owner CASCADE; DROP ROLE prisma_owner")
 
 
-@pytest.mark.one_major
 def test_wrong_password_and_wrong_port_are_told_without_it(cluster, database, cli, secret):
     password = secret("wrong")
     for options in ({"login_host": cluster.tcp_host, "login_unix_socket": ""}, {"login_host": "127.0.0.1", "login_unix_socket": "", "login_port": 1}):
@@ -74,7 +75,6 @@ def test_wrong_password_and_wrong_port_are_told_without_it(cluster, database, cl
         assert password not in str(result)
 
 
-@pytest.mark.one_major
 def test_a_release_that_is_not_there_or_has_no_schema(database, cli, release):
     assert "there is no such directory on this host" in cli(database, "version", release_directory=str(release / "nowhere"))["msg"]
     (release / "prisma" / "schema.prisma").unlink()
@@ -92,13 +92,11 @@ def test_engine_that_cannot_read_postgresql_18_is_explained(cluster, unified_dat
     assert cli(unified_database, "deploy")["applied"] == [], "deploying is not affected"
 
 
-@pytest.mark.one_major
 def test_without_a_cli_of_its_own_none_is_fetched(database, cli, release):
     (release / "node_modules").unlink()
     assert "the release has no Prisma CLI of its own" in cli(database, "version")["msg"]
 
 
-@pytest.mark.one_major
 def test_a_workspace_s_cli_is_found_further_up(database, cli, release):
     (release / "node_modules").rename(release.parent / "node_modules")
     assert cli(database, "deploy")["applied"] == NAMES

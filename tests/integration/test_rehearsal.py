@@ -113,6 +113,7 @@ def test_goes_the_whole_way_and_leaves_only_the_forecast(stage):
     assert (stage.backup / "rehearsal.json").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.one_major
 def test_check_mode_only_looks(stage):
     done = succeed(stage.rehearse(_ansible_check_mode=True))
     assert done["planned"] and stage.databases() == [""]
@@ -160,6 +161,7 @@ def test_a_migration_of_the_unified_tables_themselves_is_rehearsed(stage):
     assert [migration["name"] for migration in succeed(stage.rehearse())["forecast"]["migrations"]] == [unified_migration().name, LATER]
 
 
+@pytest.mark.one_major
 def test_a_copy_of_the_data_that_fails_stops_it_and_the_database_is_dropped(stage):
     stage.execute("UPDATE customers SET email = 'nobody' WHERE id = (SELECT min(id) FROM customers)")
     stage.back_up()
@@ -207,6 +209,7 @@ _rehearsal.rehearse(json.loads(sys.argv[2]), check_mode=False)
 """
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("moment", ["_deploy_schema", "_write_unified", "_put_away"])
 def test_what_a_killed_one_leaves_is_dropped_by_the_next(stage, moment):
     parameters = {**DEFAULTS, **stage.options}

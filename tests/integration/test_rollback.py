@@ -285,6 +285,7 @@ def test_a_closed_database_is_not_opened_by_guess(ready):
     assert ready.databases() == {"": False, "_restored": True}
 
 
+@pytest.mark.one_major
 def test_a_first_rename_that_fails_changes_nothing(ready, monkeypatch):
     with contextlib.closing(ready.cluster.connect(ready.name)) as connection:
         connection.cursor().execute("BEGIN; UPDATE orders SET state = 'x' WHERE id = 1; PREPARE TRANSACTION 'p'")
@@ -298,6 +299,7 @@ def test_a_first_rename_that_fails_changes_nothing(ready, monkeypatch):
         connection.cursor().execute("ROLLBACK PREPARED 'p'")
 
 
+@pytest.mark.one_major
 def test_a_second_rename_that_fails_undoes_the_first(ready, monkeypatch):
     swap = ready.exchange()
     carry_over = swap._carry_over
@@ -348,6 +350,7 @@ _swap.Swap(json.loads(sys.argv[2]), check_mode=False).run()
 """
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("moment", ["_end_sessions", "_carry_over"])
 def test_a_run_killed_in_the_middle_of_the_exchange_is_put_right(ready, moment):
     parameters = {**ready.connection, "terminate_sessions": True, "timeout": 10, "maintenance_db": "postgres"}

@@ -18,6 +18,9 @@ from tests.app.prisma_cli import PrismaCli, make_release, offline_environment
 from tests.module_process import ROOT, connection_options
 from tests.playbook_process import changed, inventory, run_playbook
 
+# What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
+pytestmark = pytest.mark.one_major
+
 NAMES = [directory.name for directory in migration_directories()]
 UNIFIED = NAMES[-1]
 
@@ -202,7 +205,6 @@ def test_prisma_planned_deployed_and_done(cluster, legacy_database, by_prisma, r
     assert native.returncode == 0 and told["steps"][0]["data"] == {"engine": "native", "migrations": [name]}, "it goes on where Prisma was"
 
 
-@pytest.mark.one_major
 def test_prisma_after_native_half_way(cluster, database, deploy, by_prisma, release):
     half = release.parent / "half"
     shutil.copytree(MIGRATIONS, half)
@@ -217,7 +219,6 @@ def test_prisma_after_native_half_way(cluster, database, deploy, by_prisma, rele
     assert PrismaCli(cluster, database, release / "prisma").run("migrate", "status").returncode == 0
 
 
-@pytest.mark.one_major
 def test_prisma_fails_in_the_middle_of_a_file(cluster, legacy_database, by_prisma, deploy, release):
     """Half of it stays with this engine: recognised, explained, and the way out that is named works."""
     name = add_migration(release, "CREATE TABLE half (id int);\nINSERT INTO half VALUES (1/0);")
@@ -248,7 +249,6 @@ def test_prisma_fails_in_the_middle_of_a_file(cluster, legacy_database, by_prism
     assert done.returncode == 0 and told["steps"][0]["data"]["migrations"] == [name], done.stdout
 
 
-@pytest.mark.one_major
 def test_an_edited_migration_is_found_before_prisma_is_run(cluster, unified_database, by_prisma, release):
     """Prisma itself would not notice it."""
     script = release / "prisma" / "migrations" / NAMES[0] / "migration.sql"
@@ -257,7 +257,6 @@ def test_an_edited_migration_is_found_before_prisma_is_run(cluster, unified_data
     assert done.returncode != 0 and told is None and "was changed after it was applied" in plain(done), done.stdout
 
 
-@pytest.mark.one_major
 def test_prisma_s_lock_held_elsewhere(cluster, legacy_database, by_prisma):
     with contextlib.closing(cluster.connect(legacy_database, application_name="another deploy")) as other, other.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(72707369)")
@@ -267,7 +266,6 @@ def test_prisma_s_lock_held_elsewhere(cluster, legacy_database, by_prisma):
     assert tables(cluster, legacy_database) == 10
 
 
-@pytest.mark.one_major
 def test_prisma_does_not_queue_the_application_behind_its_locks(cluster, legacy_database, by_prisma):
     """A reader of a referenced table holds up the migration; lock_timeout ends it, nothing of that statement is there."""
     with contextlib.closing(cluster.connect(legacy_database)) as reader, reader.cursor() as cursor:
@@ -277,7 +275,6 @@ def test_prisma_does_not_queue_the_application_behind_its_locks(cluster, legacy_
     assert f"How much there is of {UNIFIED}: of it type" in plain(done)
 
 
-@pytest.mark.one_major
 def test_drift_is_told(cluster, unified_database, by_prisma):
     execute(cluster, unified_database, 'ALTER TABLE users ALTER COLUMN "isActive" DROP DEFAULT; CREATE TABLE stray (id int PRIMARY KEY)')
     done, told = by_prisma(unified_database)
@@ -285,7 +282,6 @@ def test_drift_is_told(cluster, unified_database, by_prisma):
     assert "the database is not what prisma/schema.prisma of" in plain(done) and "isActive" in plain(done) and "stray" in plain(done)
 
 
-@pytest.mark.one_major
 def test_prisma_that_changes_what_was_there_is_told(cluster, legacy_database, by_prisma, release):
     add_migration(release, 'ALTER TABLE "studios" ADD COLUMN "colour" TEXT;')
     done, told = by_prisma(legacy_database)
@@ -293,7 +289,6 @@ def test_prisma_that_changes_what_was_there_is_told(cluster, legacy_database, by
     assert "the migrations changed what was there before: column colour of studios" in plain(done)
 
 
-@pytest.mark.one_major
 def test_password_reaches_the_cli_and_nothing_else(cluster, legacy_database, by_prisma, secret):
     """Over TCP, with characters that a URL must encode; it is in no output and in no process list."""
     password = secret("role") + "/@:%# ?&"

@@ -139,6 +139,7 @@ def test_both_directions(session):
     assert owners == session.rows("SELECT id, \"ownerId\" FROM studios ORDER BY id")
 
 
+@pytest.mark.one_major
 def test_module(cluster, reference_database, session):
     options = connection_options(cluster, reference_database)
     refused = run_module("unified_user_sync", options)

@@ -365,6 +365,7 @@ def test_temporary_tables_named_like_the_applications_are_not_taken_for_them(sub
     assert judge(subject, direction) == []
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("table", ["studio_owners", "customers", "accounts", "sessions", "bookings", '"_CustomerFavorites"', "studios"])
 @BOTH
 def test_truncate_of_a_synchronised_table_is_refused_with_what_to_do(subject, direction, table):
@@ -534,6 +535,7 @@ def test_an_erased_owners_studio_passes_to_the_next(subject):
     assert judge(subject, "both") == []
 
 
+@pytest.mark.one_major
 @BOTH
 @pytest.mark.parametrize("table", ["customers", "bookings", "studio_owners", "accounts", "sessions", "studios"])
 def test_an_update_that_changes_nothing_writes_nothing(subject, direction, table):

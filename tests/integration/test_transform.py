@@ -246,6 +246,7 @@ def test_a_lock_given_back_in_time_only_delays(cluster, reference_database, open
     assert session.value("SELECT count(*) FROM public.new_bookings WHERE message = 'late'") == 1
 
 
+@pytest.mark.one_major
 def test_readers_of_the_legacy_side_are_not_held_up(cluster, reference_database, open_session):
     session, reader = open_session(), open_session()
     make_slow(session, 3)
@@ -325,6 +326,7 @@ def test_a_difference_rolls_everything_back(session):
     assert _journal.current_run(session) is None
 
 
+@pytest.mark.one_major
 def test_module_plans_in_check_mode_and_shows_the_difference(cluster, reference_database, session):
     options = connection_options(cluster, reference_database)
     planned = run_module("unified_user_transform", {**options, "_ansible_check_mode": True, "_ansible_diff": True})

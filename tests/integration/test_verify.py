@@ -253,6 +253,7 @@ DIFFERENCES = {
 }  # fmt: skip
 
 
+@pytest.mark.one_major
 @pytest.mark.parametrize("difference", DIFFERENCES)
 def test_every_check_notices_what_it_is_there_for(session, check, difference):
     statement, expected = DIFFERENCES[difference]
@@ -606,6 +607,7 @@ def play(cluster, tmp_path):
 OURS = {"unified_user_unresolvable_bookings": "quarantine", "unified_user_duplicate_identities": "merge"}
 
 
+@pytest.mark.one_major
 def test_the_playbook_shows_the_totals_and_records_the_step(migrated, play):
     status, output, steps = play(migrated, **OURS)
     assert status == 0, output
@@ -618,6 +620,7 @@ def test_the_playbook_shows_the_totals_and_records_the_step(migrated, play):
     assert step["rows"] == 201 + 204 + 47 + 20 + 28 + 314 + 121 and step["duration_ms"] > 0
 
 
+@pytest.mark.one_major
 def test_the_playbook_shows_what_differs_and_stops(migrated, play, session):
     session.execute("UPDATE users SET name = 'x' WHERE id = 'c-twin-1'")
     status, output, unused = play(migrated, **OURS)
@@ -630,6 +633,7 @@ def test_the_playbook_shows_what_differs_and_stops(migrated, play, session):
     assert (steps[0]["result"], steps[0]["detail"]) == ("failed", f"1 of {CHECKS} checks failed: users")
 
 
+@pytest.mark.one_major
 def test_the_playbook_has_nothing_to_verify_in_a_plan(reference_database, play):
     status, output, steps = play(reference_database, "--check")
     assert status == 0, output
