@@ -76,18 +76,20 @@ offer_node() {
     touch .cache/node-asked
 }
 
-# What the tests of backups run for real: encryption, and another host over SSH. No server may start by itself.
+# What the tests of backups run for real: encryption, another host over SSH, pgBackRest. No server may start by itself.
 offer_backup_programs() {
-    [ -e .cache/backup-programs-asked ] && return
-    if ! { command -v age && command -v ssh && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
+    local wanted="age openssh-client openssh-server pgbackrest"
+    [ "$(cat .cache/backup-programs-asked 2>/dev/null)" = "$wanted" ] && return
+    if ! { command -v age && command -v ssh && command -v pgbackrest && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
         local policy=/usr/sbin/policy-rc.d made=""
         if [ ! -e "$policy" ]; then
             printf '#!/bin/sh\nexit 101\n' | $(become) tee "$policy" >/dev/null && $(become) chmod 0755 "$policy" && made=yes
         fi
-        apt_install age openssh-client openssh-server || say "age and openssh-server could not be installed: the tests with them will fail"
+        # shellcheck disable=SC2086 # a list of packages
+        apt_install $wanted || say "age, openssh-server and pgbackrest could not be installed: the tests with them will fail"
         [ -z "$made" ] || $(become) rm -f "$policy"
     fi
-    touch .cache/backup-programs-asked
+    echo "$wanted" > .cache/backup-programs-asked
 }
 
 # Two terminals may start at once; the second waits and finds all done.

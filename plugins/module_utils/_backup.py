@@ -33,6 +33,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_file
     write_json,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_globals import dump_globals, find_globals_program
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_source import read_properties, read_server
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._client_programs import (
     Child,
     Pipe,
@@ -57,16 +58,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
     read_sequences,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import FORMAT
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest_backup import take_pgbackrest_backup
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
-
-_PROPERTIES = """
-SELECT d.datname AS name, pg_encoding_to_char(d.encoding) AS encoding, d.datcollate AS collate, d.datctype AS ctype,
-       coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') AS provider,
-       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
-       to_jsonb(d) ->> 'daticurules' AS icu_rules,
-       pg_database_size(d.oid) AS size_bytes
-FROM pg_database AS d WHERE d.datname = current_database()
-"""
 
 _ADVICE = (
     ("permission denied", "Connect as a role that may read every table, e.g. a member of pg_read_all_data, or set session_role"),
@@ -143,10 +137,10 @@ class BackupOptions:
 
 
 def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Dump a database into a new directory below the one for backups, with a manifest to prove it by.
+    """Dump a database into a new directory below the one for backups, with a manifest to prove it by; or let pgBackRest take it.
 
     Args:
-        parameters: module parameters: connection options and those of `BackupOptions`.
+        parameters: module parameters: connection options, ``engine``, ``pgbackrest``, and those of `BackupOptions`.
         check_mode: look at everything that would stop it, and only say what would be done.
 
     Returns:
@@ -155,16 +149,13 @@ def take_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     Raises:
         UnifiedUserError: nothing was left that looks like a backup.
     """
+    if parameters["engine"] == FORMAT:
+        return take_pgbackrest_backup(parameters, check_mode)
     options = BackupOptions.from_parameters(parameters)
     started = time.monotonic()
     database = connect(parameters)
     try:
-        properties = database.row(_PROPERTIES)
-        server = {
-            "version": database.value("SHOW server_version"),
-            "major": database.connection.server_version // 10000,
-            "system_identifier": _system_identifier(database),
-        }
+        properties, server = read_properties(database), read_server(database)
         program = find_program("pg_dump", server["major"], server["major"], options.bin_dir, "bin_dir")
         find_globals_program(program)
         compression = choose_compression(program, options.compression, options.compression_level)
@@ -217,13 +208,6 @@ def _warnings(found: dict[str, Any]) -> list[str]:
         f"The backup holds no roles: {found['reason']}. This server needs none from it; to restore on another one, make the roles there "
         "first, or back up as a role that may read them."
     ]
-
-
-def _system_identifier(database: Database) -> str | None:
-    """Return the number that tells this server from all others, None if the role may not ask for it."""
-    if not database.value("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"):
-        return None
-    return database.value("SELECT system_identifier::text FROM pg_control_system()")
 
 
 def _check_disk(options: BackupOptions, properties: dict[str, Any]) -> None:

@@ -103,6 +103,11 @@ def copy_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """
     places = open_places(parameters["copies"])
     backup = Backup.load(parameters["backup"])
+    if backup.in_repository:
+        raise UnifiedUserError(
+            f"copy backup {backup.path}", "its data is in the repository of pgBackRest",
+            "Configure a further repository there (repo2-path and so on) and take a backup into it with repo in pgbackrest",
+        )
     told = []
     with backup.in_use():
         for place in places:
@@ -115,7 +120,7 @@ def copy_backup(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
                 {
                     "place": place.label,
                     "changed": not present,
-                    "size_bytes": sum(file["size"] for file in backup.manifest["files"]),
+                    "size_bytes": backup.size_bytes,
                     "duration_ms": int((time.monotonic() - started) * 1000),
                 }
             )
@@ -196,8 +201,8 @@ class CopyOfBackup(Backup):
         """Nothing: only retention removes a copy, and never one that a restore test of now works on."""
         yield
 
-    def verify_files(self) -> None:
-        """Compare every file at the place with the manifest."""
+    def verify_files(self, all_of_repository: bool = False) -> None:
+        """Compare every file at the place with the manifest; see `Backup`."""
         _compare(self._place, self, published=True)
 
 

@@ -3,8 +3,8 @@
 """A backup on disk: one directory with the dump, its manifest, and the proof that this very dump was restored.
 
 ``<database>-<UTC time>/`` holds ``dump/`` or ``database.dump``, ``globals.sql``, ``manifest.json`` and, once proven, ``proof.json``.
-What is encrypted bears a further ``.age``. While a backup is being made its name is hidden and ends in ``.partial``; the last
-act is the rename, so whatever bears the name is whole.
+What is encrypted bears a further ``.age``. What pgBackRest took lies in its repository, and only manifest and proof are here. While
+a backup is being made its name is hidden and ends in ``.partial``; the last act is the rename, so whatever bears the name is whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from typing import Any, Iterator
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import FORMAT, PgBackRest, Settings
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
@@ -49,6 +50,19 @@ _NEEDED_KEYS = {
 _NEEDED_ENTRIES = {
     "files": {"name": str, "size": int, "sha256": str},
     "tables": {"name": str, "rows": int, "sum": str},
+}
+_NEEDED_FACTS = {
+    "stanza": str,
+    "label": str,
+    "labels": list,
+    "restore_point": str,
+    "timeline": str,
+    "wal": dict,
+    "wal_segment_bytes": int,
+    "cluster_bytes": int,
+    "data_directory": str,
+    "settings": dict,
+    "restore_command": str,
 }
 _NEEDED_SERVER = ("version", "major")
 _NEEDED_PROPERTIES = ("name", "encoding", "collate", "ctype", "provider", "locale", "size_bytes")
@@ -277,9 +291,11 @@ class Backup:
         manifest: the parsed manifest.
         manifest_bytes: as it stands in its file.
         manifest_sha256: digest of the manifest's bytes.
+        repository_options: what an operator says about pgBackRest, over what the manifest does.
     """
 
     def __init__(self, path: str, manifest: dict[str, Any], manifest_bytes: bytes) -> None:
+        self.repository_options: dict[str, Any] = {}
         self.path = path
         self.source = path
         self.manifest = manifest
@@ -354,7 +370,10 @@ class Backup:
             ]
             malformed += [f"server {name}" for name in _NEEDED_SERVER if not manifest["server"].get(name)]
             malformed += [name for name in _NEEDED_PROPERTIES if name not in manifest["properties"]]
-            malformed += ["format"] if manifest["format"] not in DUMP_NAMES else []
+            malformed += ["format"] if manifest["format"] not in (*DUMP_NAMES, FORMAT) else []
+            if manifest["format"] == FORMAT:
+                facts = manifest.get(FORMAT)
+                malformed += [f"{FORMAT} {key}" for key, kind in _NEEDED_FACTS.items() if not isinstance(facts, dict) or not isinstance(facts.get(key), kind)]
             malformed += ["client_version"] if not re.match(r"\d+", manifest["client_version"]) else []
         if malformed:
             raise UnifiedUserError(action, f"{MANIFEST} is damaged: {', '.join(malformed)} missing or malformed", advice)
@@ -365,6 +384,24 @@ class Backup:
     def encrypted(self) -> bool:
         """Whether its files are of no use without an identity of age."""
         return bool(self.manifest.get("encryption"))
+
+    @property
+    def in_repository(self) -> bool:
+        """Whether pgBackRest has its data."""
+        return self.manifest["format"] == FORMAT
+
+    def _repository(self) -> PgBackRest:
+        return PgBackRest(Settings.choose(self.repository_options, self.manifest[FORMAT]))
+
+    @property
+    def local_files(self) -> list[dict[str, Any]]:
+        """Those of its files that lie in its directory: all, or none."""
+        return [] if self.in_repository else self.manifest["files"]
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is stored of it, in bytes."""
+        return self.manifest["size_bytes"] if self.in_repository else sum(file["size"] for file in self.manifest["files"])
 
     @property
     def _names(self) -> tuple[str, str]:
@@ -386,15 +423,27 @@ class Backup:
         finally:
             os.close(descriptor)
 
-    def verify_files(self) -> None:
+    def verify_files(self, all_of_repository: bool = False) -> None:
         """Read every file of the dump and compare it with the manifest.
+
+        Of a backup that pgBackRest took these are the manifests of its set, which hold a checksum of every other file, and the WAL.
+        A restore compares the other files with these.
+
+        Args:
+            all_of_repository: let pgBackRest read the other files of such a backup now; it reads its whole repository for that.
 
         Raises:
             UnifiedUserError: naming the files that are missing, empty, truncated, altered or should not be there.
         """
         expected = {file["name"]: file for file in self.manifest["files"]}
-        with explaining(f"read backup {self.path}"):
-            found = list_files(self.path, self._names)
+        invalid: list[str] = []
+        if self.in_repository:
+            repository = self._repository()
+            found = repository.describe_files(list(expected))
+            invalid = repository.invalid_files(self.manifest[FORMAT]["labels"]) if all_of_repository else []
+        else:
+            with explaining(f"read backup {self.path}"):
+                found = list_files(self.path, self._names)
         present = {file["name"]: file for file in found}
         problems = [f"{name} is not in the manifest" for name in sorted({*present} - {*expected})]
         for name, want in expected.items():
@@ -407,6 +456,7 @@ class Backup:
                 problems.append(f"{name} has {have['size']} bytes instead of {want['size']}")
             elif have["sha256"] != want["sha256"]:
                 problems.append(f"{name} was altered (its sha256 differs)")
+        problems += invalid
         if problems:
             shown = "; ".join(problems[:_SHOWN])
             more = len(problems) - _SHOWN

@@ -194,7 +194,7 @@ def _load(path: str, database: str) -> Backup:
         snapshot_time(backup)
     except ValueError as error:
         raise UnifiedUserError(action, f"the snapshot_time in its {MANIFEST} is no time", "Remove it yourself if nobody needs it") from error
-    for file in backup.manifest["files"]:
+    for file in backup.local_files:
         name = os.path.join(path, file["name"])
         if not os.path.isfile(name) or os.path.getsize(name) != file["size"]:
             raise UnifiedUserError(action, f"{file['name']} is missing or not whole", "Remove it yourself if nobody needs it")

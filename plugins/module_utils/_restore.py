@@ -46,6 +46,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
     read_sequences,
 )
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import FORMAT
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest_cluster import ScratchCluster
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
 
 _SUFFIXES = {"tested": "_restore_test", "restored": "_restored", "rehearsal": "_rehearsal"}
@@ -91,9 +93,12 @@ def choose_backup(parameters: dict[str, Any]) -> Backup:
     Raises:
         UnifiedUserError: there is none, it is of another database, or it lacks the proof it needs.
     """
-    if not parameters.get("backup"):
-        return newest(parameters["directory"], parameters["login_db"], _needs_proof(parameters))
-    return _require(Backup.load(parameters["backup"]), parameters)
+    if parameters.get("backup"):
+        backup = _require(Backup.load(parameters["backup"]), parameters)
+    else:
+        backup = newest(parameters["directory"], parameters["login_db"], _needs_proof(parameters))
+    backup.repository_options = parameters[FORMAT]
+    return backup
 
 
 @contextlib.contextmanager
@@ -127,10 +132,12 @@ def describe_backup(backup: Backup) -> dict[str, Any]:
         "path": backup.source,
         "database": manifest["database"],
         "sha256": manifest["sha256"],
-        "size_bytes": sum(file["size"] for file in manifest["files"]),
+        "size_bytes": backup.size_bytes,
         "snapshot_time": manifest["snapshot_time"],
         "proven": proof is not None,
         "proven_at": proof["proven_at"] if proof else None,
+        # The way back for the whole server, where a database is not enough.
+        "restore_command": manifest[FORMAT]["restore_command"] if backup.in_repository else None,
     }
 
 
@@ -167,7 +174,7 @@ def restore(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 def _look_at(backup: Backup, parameters: dict[str, Any]) -> dict[str, Any]:
     """Verify a backup's files and, if ``state`` says so, compare the database of now with it."""
     started = time.monotonic()
-    backup.verify_files()
+    backup.verify_files(all_of_repository=parameters["state"] == "verified")
     result = {"changed": False, "backup": describe_backup(backup)}
     if parameters["state"] == "compared":
         database = connect(parameters)
@@ -226,6 +233,7 @@ class Restore:
         self._backup = backup
         self._check_mode = check_mode
         self._decryption: Decryption | None = None
+        self._cluster: ScratchCluster | None = None
         self._state = parameters["state"]
         self._purpose = purpose or self._state
         self.target = parameters.get("target") or _scratch.derived_name(backup.manifest["database"], _SUFFIXES[self._purpose])
@@ -238,6 +246,9 @@ class Restore:
         """
         started = time.monotonic()
         self._backup.verify_files()
+        self._cluster = ScratchCluster(self._backup, self._parameters) if self._backup.in_repository else None
+        if self._cluster and self._purpose == "tested":
+            return self._test_cluster(self._cluster, started)
         if self._backup.encrypted and (not self._check_mode or os.path.exists(self._backup.dump_path)):
             self._decryption = Decryption(self._backup.dump_path, self._parameters.get("decryption_identity_file"))
         admin = connect(self._parameters, self._parameters["maintenance_db"])
@@ -245,6 +256,34 @@ class Restore:
             return self._run(admin, started)
         finally:
             admin.close()
+
+    def _test_cluster(self, cluster: ScratchCluster, started: float) -> dict[str, Any]:
+        """Let pgBackRest restore a server of its own, and compare the database there; the original need not run."""
+        result = {
+            "changed": True,
+            "planned": self._check_mode,
+            "target": cluster.directory,
+            "dropped_leftover": os.path.lexists(cluster.directory),
+            "client_version": cluster.version,
+            "disk_check": "passed",
+        }
+        if self._check_mode:
+            cluster.look()
+            return {**result, "executed_queries": []}
+        with ending_in_order(), self._withdrawing(), cluster.running(), contextlib.closing(cluster.open()) as copy:
+            compared = compare_with(copy, self._backup.manifest)
+            self._require_equal(compared)
+            return self._finish(result, compared, started, cluster.restore_ms, copy)
+
+    @contextlib.contextmanager
+    def _withdrawing(self) -> Iterator[None]:
+        """Take an earlier proof away when the block finds that the backup is none."""
+        try:
+            yield
+        except UnifiedUserError as error:
+            if error.details.get("proven") is False:
+                self._backup.withdraw_proof()
+            raise
 
     def _run(self, admin: Database, started: float) -> dict[str, Any]:
         manifest = self._backup.manifest
@@ -364,14 +403,24 @@ class Restore:
             with self._reading(program, arguments, environment) as child:
                 complaint = child.wait()
         if complaint:
-            raise UnifiedUserError(f"restore {self._backup.dump_path} into database {self.target}", complaint, _next_step(complaint))
+            stored = self._backup.source if self._cluster else self._backup.dump_path
+            raise UnifiedUserError(f"restore {stored} into database {self.target}", complaint, _next_step(complaint))
         return int((time.monotonic() - started) * 1000)
 
     def _reading(self, program: Program, arguments: list[str], environment: dict[str, str]) -> contextlib.AbstractContextManager[Child | Pipe]:
-        """Run pg_restore on the files, or on what is being decrypted from them: a stream has one reader, so one worker."""
+        """Run pg_restore on the files, or on what is being decrypted from them or dumped from a scratch server: a stream has one reader."""
+        if self._cluster:
+            return self._out_of_cluster(self._cluster, program, arguments, environment)
         if self._decryption:
             return self._decryption.feeding(program, arguments, environment)
         return running(program, [*arguments, f"--jobs={self._parameters['jobs']}", self._backup.dump_path], environment)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _out_of_cluster(cluster: ScratchCluster, program: Program, arguments: list[str], environment: dict[str, str]) -> Iterator[Pipe]:
+        """A physical backup is of a whole server: it is restored beside the live one, and the database taken out of it."""
+        with cluster.running(), cluster.dumping_into(program, arguments, environment) as pipe:
+            yield pipe
 
     def _compare(self) -> dict[str, list[Any]]:
         copy = connect(self._parameters, self.target)

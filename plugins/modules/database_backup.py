@@ -17,11 +17,16 @@ description:
     server, with C(psql --file). Where the role may not read them, the manifest and a warning say so.
   - The directory gets its name when everything in it is complete. Whatever goes wrong, nothing is left that looks like a backup;
     what a killed run leaves is hidden, and the next run removes it.
+  - With O(engine=pgbackrest) pgBackRest takes a backup set of the whole server, for databases too large for dumps, and a restore point
+    is set by name after it. For some milliseconds no table can be written, so that the counts and sums, which are taken afterwards in a
+    snapshot of these milliseconds, are those of the restore point. The new directory holds the manifest, with the sha256 of the set's own
+    manifests and of the WAL up to the restore point; the data stays in the repository.
   - Every call takes a new backup.
 author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.pgbackrest
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -30,6 +35,15 @@ attributes:
   diff_mode:
     support: none
 options:
+  engine:
+    description:
+      - What takes the backup. V(pgbackrest) runs on the server's own host, as its user or as root, and needs the stanza in
+        O(pgbackrest). The role must be allowed to set restore points, as superusers are, and to lock the tables.
+      - With V(pgbackrest), O(jobs), O(compression), O(compression_level), O(required_bytes) and O(bin_dir) mean nothing;
+        pgBackRest has settings of its own for these, and for encryption and further copies. Nothing is expired.
+    type: str
+    default: pg_dump
+    choices: [pg_dump, pgbackrest]
   directory:
     description:
       - The directory that holds the backups, on the host that the module runs on. Made with mode 0700 if it is missing.
@@ -92,7 +106,8 @@ options:
     elements: str
     default: []
 notes:
-  - The password is handed to C(pg_dump) in its environment, never as an argument.
+  - The password is handed to C(pg_dump) in its environment, never as an argument. pgBackRest connects as its own configuration says.
+  - pgBackRest does not back up the rows of unlogged tables. They count as empty, and a warning names them.
   - Large objects are part of the dump and of the proof. What extensions own is left to them.
 seealso:
   - module: rnltlabs.unified_user.database_restore
@@ -105,6 +120,15 @@ EXAMPLES = r"""
     login_unix_socket: /var/run/postgresql
     minimum_bytes: 1000000
   register: __backup
+
+- name: Back up with pgBackRest
+  rnltlabs.unified_user.database_backup:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    engine: pgbackrest
+    pgbackrest:
+      stanza: massava
+      type: diff
 
 - name: Prove it
   rnltlabs.unified_user.database_restore:
@@ -169,7 +193,7 @@ compression:
   type: dict
   sample: {method: zstd, level: 1}
 format:
-  description: What the dump is written as, or would be.
+  description: What the dump is written as, or would be; V(pgbackrest) for a backup set of that.
   returned: success
   type: str
   sample: directory
@@ -178,8 +202,20 @@ encrypted:
   returned: success
   type: bool
 client_version:
-  description: Version of C(pg_dump).
+  description: Version of C(pg_dump), or of pgBackRest.
   returned: success
+  type: str
+restore_point:
+  description: The restore point's name.
+  returned: with O(engine=pgbackrest), not in check mode
+  type: str
+writers_held_ms:
+  description: How long no table could be written, in milliseconds.
+  returned: with O(engine=pgbackrest), not in check mode
+  type: int
+restore_command:
+  description: What brings the whole server back to the restore point, for the time when it is stopped.
+  returned: with O(engine=pgbackrest), not in check mode
   type: str
 duration_ms:
   description: Duration of the whole, in milliseconds.
@@ -195,12 +231,15 @@ executed_queries:
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup import take_backup
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_encryption import hidden
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import ARGUMENT as PGBACKREST_ARGUMENT
 
 
 def main() -> None:
     """Run the module."""
     module = UnifiedUserModule(
         argument_spec={
+            "engine": {"type": "str", "default": "pg_dump", "choices": ["pg_dump", "pgbackrest"]},
+            "pgbackrest": PGBACKREST_ARGUMENT,
             "directory": {"type": "path", "default": "/var/backups/unified_user"},
             "format": {"type": "str", "default": "auto", "choices": ["auto", "directory", "custom", "plain"]},
             "jobs": {"type": "int", "default": 2},

@@ -14,6 +14,10 @@ description:
   - Every file is compared with its sha256 in the manifest before anything is restored.
   - A restored copy is compared with the manifest in row counts and content sums of every table, and in schemas, extensions, types,
     tables, columns, indexes, constraints, sequences, functions, triggers, policies, owners and privileges.
+  - A backup that pgBackRest took is of a whole server. With O(state=tested) it is restored to its restore point as a scratch server of its
+    own beside the data directory, and compared there; the original may be down. With O(state=restored) the database is taken out of such
+    a scratch server, by C(pg_dump) piped into C(pg_restore). The scratch server listens on a socket in a closed directory only, archives
+    nothing, loads no library, and is removed whatever happens.
   - The copy is marked as ours in its comment. What a killed run leaves is recognised by that and dropped by the next one;
     a database that somebody else made is never touched.
 author:
@@ -21,6 +25,7 @@ author:
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
   - rnltlabs.unified_user.copies
+  - rnltlabs.unified_user.pgbackrest
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -31,7 +36,7 @@ attributes:
 options:
   state:
     description:
-      - V(verified) only compares the files with the manifest. No server is needed.
+      - V(verified) only compares the files with the manifest. No server is needed. pgBackRest reads its whole repository for this.
       - V(compared) also compares O(login_db), as it is now, with the manifest, and changes nothing. Differences are returned, they
         are no failure. This tells what going back would lose.
       - V(tested) restores into a scratch database, compares, writes C(proof.json) beside the manifest and drops the scratch database
@@ -149,6 +154,9 @@ backup:
     proven_at:
       description: When that was, in UTC, or none.
       type: str
+    restore_command:
+      description: What brings the whole server back with pgBackRest, for the time when it is stopped; none for a dump.
+      type: str
 proven:
   description: Whether the restored copy was what the manifest says.
   returned: when O(state=tested) or O(state=restored)
@@ -163,7 +171,7 @@ proof_at:
   type: list
   elements: str
 target:
-  description: The database that was restored into.
+  description: The database that was restored into, or the directory of the scratch server.
   returned: when O(state=tested) or O(state=restored)
   type: str
 tables:
@@ -204,7 +212,7 @@ dropped_leftover:
   returned: when O(state=tested) or O(state=restored)
   type: bool
 restore_ms:
-  description: Duration of C(pg_restore), in milliseconds.
+  description: Duration of C(pg_restore), or of restoring and recovering the scratch server, in milliseconds.
   returned: when O(state=tested) or O(state=restored), not in check mode
   type: int
 duration_ms:
@@ -220,6 +228,7 @@ executed_queries:
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backup_copies import COPIES_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import ARGUMENT as PGBACKREST_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import restore
 
 
@@ -237,6 +246,7 @@ def main() -> None:
             "jobs": {"type": "int", "default": 2},
             "bin_dir": {"type": "path"},
             "decryption_identity_file": {"type": "path"},
+            "pgbackrest": PGBACKREST_ARGUMENT,
             "maintenance_db": {"type": "str", "default": "postgres"},
         },
         supports_check_mode=True,

@@ -314,6 +314,8 @@ def test_waits_for_writers_and_names_who_is_in_the_way(site, options):
 def test_says_that_wal_does_not_get_into_the_archive(site, options):
     site.archive("/bin/false")
     try:
+        refuse(back_up(options, "diff"), "archive_command '/bin/false' must contain pgbackrest", "Set archive_command to")
+        site.archive(f"pgbackrest --config={site.path}/missing.conf --stanza={STANZA} archive-push %p")
         refuse(back_up(options, "diff", pgbackrest={"archive_timeout": 1}), "was not archived before the 1000ms timeout", "why archive_command fails")
     finally:
         site.archive()
