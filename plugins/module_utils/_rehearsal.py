@@ -19,6 +19,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_accepted import ROWS, Accepted
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_writes import Writes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import Restore, choose_backup, describe_backup
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
@@ -87,6 +88,7 @@ class Rehearsal:
         self._mapping = parse_mapping(parameters["mapping"])
         self._durations: dict[str, int] = {}
         self._catalogue: dict[str, Any] = {}
+        self._accepted = Accepted(parameters["accepted_changes"])
         self._progress = os.path.join(backup.path, PROGRESS)
         self._unified = [self._mapping.table(name) for name in _mapping.UNIFIED_TABLES]
 
@@ -224,7 +226,7 @@ class Rehearsal:
         return {"migrations": migrations, "copied": copied, "checks": len(verified.checks), "removed": undone["counts"], "writes": names}
 
     def _deploy_schema(self) -> list[dict[str, str]]:
-        """Apply all pending migrations, and require that nothing but the unified tables is another one afterwards."""
+        """Apply all pending migrations, and require that nothing but the unified tables, and what is accepted, is another one afterwards."""
         path, schema = self._parameters["migrations_path"], self._parameters["schema"]
         options = _prisma.Options(
             path=path,
@@ -243,29 +245,38 @@ class Rehearsal:
                     "schema_deploy", lambda: deploy(database, options, lambda: _rehearsal_copy.open_copy(self._parameters, self.target), False)
                 )["applied"]
             after = _rehearsal_copy.Catalogue.read(database, schema, self._unified)
-            changes = before.changes(after)
-            self._catalogue = {"objects_before": before.size, "objects_after": after.size, "changes_outside": changes}
-            if changes:
-                self._refuse("change objects outside the unified tables", [f"{e['kind']} {e['name']} ({e['problem']})" for e in changes], changes)
-            measured, left_out = _rehearsal_copy.measure_others(database, read_schema(database, schema, self._mapping))
-            wanted = [table for table in self._backup.manifest["tables"] if table["name"] not in left_out]
-            rows = [table["name"] for table in compare_rows(wanted, measured) if table["differing"]]
-            if rows:
-                self._refuse("change rows outside the unified tables", [f"table {name}" for name in rows], rows)
+            self._require_accepted("change objects", before.changes(after), _rehearsal_copy.belongings_of(database, self._accepted.tables("added")))
+            self._require_accepted("change rows", self._changed_rows(database, read_schema(database, schema, self._mapping)), {})
+            self._catalogue = {"objects_before": before.size, "objects_after": after.size, "changes_outside": self._accepted.changes}
         by_name = {migration.name: migration.checksum for migration in _prisma.read_migrations(path)}
         return [{"name": name, "checksum": by_name[name]} for name in applied]
 
-    def _refuse(self, deed: str, things: list[str], changes: list[Any]) -> None:
-        more = len(things) - _SHOWN
+    def _changed_rows(self, database: Database, schema: Schema) -> list[dict[str, str]]:
+        """List the tables beside the unified ones whose rows are not those of the backup; columns and tables that came and were accepted apart."""
+        measured, left_out = _rehearsal_copy.measure_others(database, schema, self._accepted.leaves_out)
+        apart = {*left_out, *(change["name"] for change in self._accepted.changes if change["kind"] == "table" and change["problem"] in ("added", "gone"))}
+        wanted, found = ([table for table in tables if table["name"] not in apart] for tables in (self._backup.manifest["tables"], measured))
+        return [{"kind": ROWS, "name": table["name"], "problem": "altered"} for table in compare_rows(wanted, found) if table["differing"]]
+
+    def _require_accepted(self, deed: str, changes: list[dict[str, str]], belongings: dict[tuple[str, str], str]) -> None:
+        """Raise unless an operator accepts every one of the changes."""
+        # Tables first: who accepts one accepts what comes with it.
+        others = sorted(self._accepted.sort_out(changes, belongings), key=lambda change: change["kind"] != "table")
+        if not others:
+            return
+        more = len(others) - _SHOWN
+        shown = ", ".join(f"{change['kind']} {change['name']} ({change['problem']})" for change in others[:_SHOWN])
         raise UnifiedUserError(
             "accept the pending migrations",
-            f"they {deed}: {', '.join(things[:_SHOWN])}" + (f", and {more} more" if more > 0 else ""),
-            "Deploy what does that with a release of the application of its own, before or after the migration of the users",
-            outside_changes=changes,
+            f"they {deed} outside the unified tables: {shown}" + (f", and {more} more" if more > 0 else ""),
+            "Deploy what does that with a release of the application of its own, before or after the migration of the users, or accept each by "
+            "its kind, name and change, with a reason, in accepted_changes (rehearsal_accepted_changes)",
+            outside_changes=others,
         )
 
     def _copier(self, database: Database) -> AtomicCopy:
-        return AtomicCopy(database, Options.from_parameters(self._parameters))
+        # With the sync on there is more that could go wrong.
+        return AtomicCopy(database, Options.from_parameters({**self._parameters, "sync": True}))
 
     def _verify(self, database: Database, cutover_at: str | None = None) -> Verification:
         names = ("schema", "mapping", "sample_size", "mask_pii")
@@ -328,6 +339,7 @@ class Rehearsal:
             "server": self._backup.manifest["server"],
             "migrations": found["migrations"],
             "catalogue": self._catalogue,
+            "unused_accepted": self._accepted.unused,
             "counts": found["copied"]["counts"],
             "checks": found["checks"],
             "removed_by_rollback": found["removed"],

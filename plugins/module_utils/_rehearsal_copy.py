@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping, _scratch
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
@@ -27,11 +27,12 @@ SELECT d.datname AS name, pg_catalog.shobj_description(d.oid, 'pg_database') AS 
 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()
 """
 
-#: Everything that belongs to the unified tables, spelt as the catalogue spells it. A type belongs to them when no other table uses it.
+#: Everything that belongs to some tables, spelt as the catalogue spells it. A type belongs to them when no other table uses it.
 _BELONGINGS = """
 WITH t AS (
     SELECT c.oid, c.relname, n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND c.relkind IN ('r', 'p')
+    WHERE c.relkind IN ('r', 'p') AND (n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
+          OR format('%%I.%%I', n.nspname, c.relname) = %(table)s)
 )
 SELECT 'table' AS kind, format('%%I.%%I', t.nspname, t.relname) AS name FROM t
 UNION ALL
@@ -122,8 +123,15 @@ def drop_copy(parameters: dict[str, Any], name: str) -> bool:
         admin.close()
 
 
-def measure_others(database: Database, schema: Schema) -> tuple[list[dict[str, Any]], list[str]]:
+def measure_others(
+    database: Database, schema: Schema, left_out_column: Callable[[str, str], bool] = lambda table, column: False
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Count and sum the rows of every table but the unified ones, the journal's and Prisma's history.
+
+    Args:
+        database: an open session without a transaction.
+        schema: the application's tables.
+        left_out_column: given a table's qualified name and a column, whether the sum goes without it.
 
     Returns:
         What `measure_rows` gives, and the names of the tables left out.
@@ -137,7 +145,25 @@ def measure_others(database: Database, schema: Schema) -> tuple[list[dict[str, A
             if table["schema"] != _journal.SCHEMA and not (table["schema"] == schema.name and table["table"] in apart)
         ]
         left_out = [table["name"] for table in tables if table not in kept]
+        for table in kept:
+            table["columns"] = [column for column in table["columns"] if not left_out_column(table["name"], column[0])]
         return measure_rows(database, kept), left_out
+
+
+def belongings_of(database: Database, tables: list[str]) -> dict[tuple[str, str], str]:
+    """Return kind and name of everything that belongs to tables, and which table that is.
+
+    Args:
+        database: an open session without a transaction.
+        tables: qualified names, as the catalogue spells them; they need not exist.
+    """
+    found: dict[tuple[str, str], str] = {}
+    with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+        fix_text_form(database)
+        for table in tables:
+            for row in database.rows(_BELONGINGS, {"schema": None, "tables": [], "table": table}):
+                found[row["kind"], row["name"]] = table
+    return found
 
 
 class Catalogue:
@@ -164,7 +190,7 @@ class Catalogue:
         with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
             fix_text_form(database)
             objects = read_catalogue(database)
-            rows = database.rows(_BELONGINGS, {"schema": schema, "tables": tables})
+            rows = database.rows(_BELONGINGS, {"schema": schema, "tables": tables, "table": None})
         return cls(objects, {(row["kind"], row["name"]) for row in rows})
 
     @classmethod

@@ -14,7 +14,7 @@ description:
     the application makes them before cut-over, the copy of the data, its verification, writes as the application makes them afterwards,
     and the way back. Then it proves that the legacy side is what it was, apart from those writes.
   - Compares the catalogue of the copy before and after the migrations. Whatever they change outside the unified tables, with their types,
-    indexes and keys, is a failure; so are changed rows of other tables.
+    indexes and keys, is a failure; so are changed rows of other tables. O(accepted_changes) names what is none.
   - Measures each step. The forecast is returned and written as C(rehearsal.json) beside the backup.
   - The real database is only asked whether its migration is finished. Each session of the rehearsal asks the server which database
     it is in, and refuses all but the copy that this module restored and marked as its own.
@@ -25,6 +25,7 @@ author:
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
   - rnltlabs.unified_user.policies
+  - rnltlabs.unified_user.pgbackrest
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -89,6 +90,35 @@ options:
     description:
       - The file with the identity that opens an encrypted backup, as in O(rnltlabs.unified_user.database_restore#module:decryption_identity_file).
     type: path
+  accepted_changes:
+    description:
+      - Changes of the pending migrations outside the unified tables that somebody has looked at and accepts. They are in the forecast, with
+        the reason; entries that nothing is like are told. Everything else stays a failure.
+      - What the data migration reads can be changed by no migration from the one on that brings the unified tables, accepted or not.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind:
+        description:
+          - What it is, as the failure names it - C(table), C(column), C(index), C(constraint), C(type), C(function) and so on.
+          - C(rows) for the rows of a table.
+          - A C(table) that is V(added) comes with its columns, indexes, constraints and rows.
+        type: str
+        required: true
+      name:
+        description: Its name, as the failure names it, for example C(public.news).
+        type: str
+        required: true
+      change:
+        description: What happens to it.
+        type: str
+        required: true
+        choices: [added, gone, altered]
+      reason:
+        description: Why it is accepted.
+        type: str
+        required: true
   maintenance_db:
     description:
       - The database to be connected to while the copy is created or dropped.
@@ -129,6 +159,8 @@ EXAMPLES = r"""
     login_db: massava
     login_unix_socket: /var/run/postgresql
     migrations_path: /srv/massava/current/prisma/migrations
+    accepted_changes:
+      - {kind: table, name: public.news, change: added, reason: "Of the release before, which was never deployed; nothing reads it yet."}
   register: __rehearsal
 
 - name: Say how long nobody will be able to book
@@ -175,9 +207,13 @@ forecast:
       elements: dict
     catalogue:
       description: >-
-        How many objects the catalogue of the copy had before and after the migrations, and what they changed outside the unified tables
-        (nothing, else the rehearsal fails).
+        How many objects the catalogue of the copy had before and after the migrations (C(objects_before), C(objects_after)), and what they
+        changed outside the unified tables (C(changes_outside)), each with the reason why it is C(accepted); else the rehearsal fails.
       type: dict
+    unused_accepted:
+      description: Entries of O(accepted_changes) that no change is like.
+      type: list
+      elements: dict
     steps_ms:
       description: Durations in milliseconds of C(restore), C(schema_deploy), C(data_migration), C(verification) and C(rollback).
       type: dict
@@ -205,7 +241,7 @@ step:
   returned: on failure
   type: str
 outside_changes:
-  description: What the pending migrations change outside the unified tables.
+  description: What the pending migrations change outside the unified tables and nobody accepted - kind, name and problem.
   returned: on failure because of it
   type: list
 duration_ms:
@@ -215,7 +251,9 @@ duration_ms:
 """
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import ARGUMENT as PGBACKREST_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal import rehearse
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_accepted import ARGUMENT as ACCEPTED_ARGUMENT
 
 
 def main() -> None:
@@ -234,6 +272,8 @@ def main() -> None:
             "jobs": {"type": "int", "default": 2},
             "bin_dir": {"type": "path"},
             "decryption_identity_file": {"type": "path"},
+            "pgbackrest": PGBACKREST_ARGUMENT,
+            "accepted_changes": ACCEPTED_ARGUMENT,
             "maintenance_db": {"type": "str", "default": "postgres"},
             "lock_timeout": {"type": "int", "default": 1500},
             "lock_retry_seconds": {"type": "float", "default": 60},

@@ -84,7 +84,8 @@ def test_an_error_stops_until_it_is_accepted_with_a_reason(review, legacy_databa
     assert done.returncode == 0 and step["result"] == "ok", done.stdout
     assert "ACCEPTED drops studios.latitude" in words and "because: Nobody reads it since May." in words
     assert "Accepted, but not found: drops studios.longitude." in words
-    assert "accepted: 1 in 2 migrations" in step["detail"]
+    assert "accepted: 1 in 2 migrations, accepted but not found: 1" in step["detail"]
+    assert step["data"]["unused_accepted"] == [accepted[1]]
 
 
 def test_severities_are_the_operator_s(review, legacy_database):

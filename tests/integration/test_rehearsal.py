@@ -152,6 +152,60 @@ def test_a_migration_that_changes_more_than_the_unified_tables_stops_it(stage, s
     assert not (stage.backup / "rehearsal.json").exists()
 
 
+OUTSIDE = """
+CREATE TABLE news (id SERIAL PRIMARY KEY, "customerId" TEXT REFERENCES customers (id));
+INSERT INTO news DEFAULT VALUES;
+CREATE INDEX "Later" ON verification_tokens (expires);
+ALTER TABLE email_verification_tokens ADD COLUMN "How Often" INTEGER NOT NULL DEFAULT 1;
+DELETE FROM verification_tokens;
+"""
+ACCEPTED = [
+    {"kind": "table", "name": "public.news", "change": "added", "reason": "of the release before"},
+    {"kind": "index", "name": 'public."Later"', "change": "added", "reason": "wanted"},
+    {"kind": "column", "name": 'public.email_verification_tokens."How Often"', "change": "added", "reason": "has a default"},
+    {"kind": "rows", "name": "public.verification_tokens", "change": "altered", "reason": "all have expired"},
+]
+
+
+@pytest.mark.one_major
+def test_what_is_accepted_by_name_passes_and_is_told_with_its_reason(stage):
+    stage.add_migration(OUTSIDE)
+    stage.execute("INSERT INTO verification_tokens VALUES ('a@example.invalid', 'x', now())")
+    stage.execute("INSERT INTO email_verification_tokens VALUES ('1', 'b', 'y', now())")
+    stage.back_up()
+    never = {"kind": "index", "name": "public.never", "change": "added", "reason": "gone by now"}
+    forecast = succeed(stage.rehearse(accepted_changes=[*ACCEPTED, never]))["forecast"]
+    told = {(change["kind"], change["name"]): change["accepted"] for change in forecast["catalogue"]["changes_outside"]}
+    assert {(entry["kind"], entry["name"]): entry["reason"] for entry in ACCEPTED}.items() <= told.items()
+    # All that belongs to the new table came with it, for its reason.
+    came_with = {"column": "news.id", "index": "news_pkey", "sequence": "news_id_seq", "constraint": "news.news_pkey"}
+    assert {(kind, f"public.{name}") for kind, name in came_with.items()} <= told.keys()
+    assert {told[key] for key in told.keys() - {(entry["kind"], entry["name"]) for entry in ACCEPTED}} == {"of the release before"}
+    assert forecast["unused_accepted"] == [never]
+    assert stage.databases() == [""]
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("missing", range(len(ACCEPTED)), ids=[entry["kind"] for entry in ACCEPTED])
+def test_what_is_not_accepted_stays_an_error(stage, missing):
+    stage.add_migration(OUTSIDE)
+    stage.execute("INSERT INTO verification_tokens VALUES ('a@example.invalid', 'x', now())")
+    stage.back_up()
+    entry = ACCEPTED[missing]
+    result = stage.rehearse(accepted_changes=[other for other in ACCEPTED if other is not entry] + [{**entry, "change": "gone"}])
+    refuse(result, f"{entry['kind']} {entry['name']} ({entry['change']})", "rehearsal_accepted_changes")
+    assert {change["problem"] for change in result["outside_changes"]} == {entry["change"]}
+    if entry["kind"] != "table":
+        assert [(change["kind"], change["name"]) for change in result["outside_changes"]] == [(entry["kind"], entry["name"])]
+
+
+@pytest.mark.one_major
+def test_what_the_data_migration_reads_cannot_be_accepted(stage):
+    stage.add_migration("ALTER TABLE customers ADD COLUMN nickname TEXT;")
+    accepted = [{"kind": "column", "name": "public.customers.nickname", "change": "added", "reason": "wanted"}]
+    refuse(stage.rehearse(accepted_changes=accepted), "rehearse schema_deploy", "it changes what the data migration reads")
+
+
 @pytest.mark.one_major
 def test_a_migration_of_the_unified_tables_themselves_is_rehearsed(stage):
     stage.add_migration(
@@ -226,7 +280,8 @@ def test_what_a_killed_one_leaves_is_dropped_by_the_next(stage, moment):
 
 
 DEFAULTS = {
-    "state": "rehearsed", "backup": None, "target": None, "keep": False, "jobs": 2, "maintenance_db": "postgres", "session_role": None, "connect_params": None,
+    "state": "rehearsed", "pgbackrest": {}, "accepted_changes": [], "backup": None, "target": None, "keep": False, "jobs": 2,
+    "maintenance_db": "postgres", "session_role": None, "connect_params": None,
     "lock_timeout": 1500, "lock_retry_seconds": 60, "work_mem": "64MB", "maintenance_work_mem": "64MB", "schema": "public", "mapping": None,
     "sample_size": 5, "mask_pii": True, "email_match": "case_insensitive", "email_store": "as_stored", "join_credentials": "verified",
     "duplicate_identities": "fail", "id_collisions": "fail", "unresolvable_bookings": "fail", "guest_role": "CUSTOMER",
@@ -353,10 +408,13 @@ def test_the_playbook_shows_the_forecast_and_changes_nothing_once_migrated(stage
     assert len(list(Path(stage.files["directory"]).glob("*/rehearsal.json"))) == 1
 
     # A name on the command line beats every other: the copy's own must not lead to the real database.
-    done = run_playbook(playbook, hosts, "-e", f"unified_user_login_db={stage.name}")
-    assert done.returncode == 0 and stage.databases() == [""] and stage.contents() == before, done.stdout
-
     stage.add_migration("CREATE TABLE news (id TEXT PRIMARY KEY);")
+    accepted = [{"kind": kind, "name": f"public.{name}", "change": "added", "reason": "a reason"} for kind, name in (("table", "news"), ("index", "never"))]
+    done = run_playbook(playbook, hosts, "-e", f"unified_user_login_db={stage.name}", "-e", json.dumps({"rehearsal_accepted_changes": accepted}))
+    assert done.returncode == 0 and stage.databases() == [""] and stage.contents() == before, done.stdout
+    assert "Accepted: table public.news (added), because: a reason" in done.stdout
+    assert "Accepted, but not found: index public.never (added)." in done.stdout
+
     done = run_playbook(playbook, hosts)
     assert done.returncode != 0 and "table public.news (added)" in done.stdout
     assert stage.databases() == [""]
