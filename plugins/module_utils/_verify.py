@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from dataclasses import asdict, dataclass, field
-from typing import Any, Iterator
+from typing import Any, Callable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema, read_schema
@@ -18,7 +18,14 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_belongings import Belongings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_compare import Comparer, Comparison
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import People
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_rules import REFERENCES, Rule, Rules
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_rules import Rule, Rules
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_sessions import (
+    SNAPSHOT,
+    Failure,
+    Sessions,
+    attempt,
+    sharing_snapshot,
+)
 
 #: How long and with what a verification of its own may work; inside a copy the copy's settings hold.
 _SETTINGS = {
@@ -148,10 +155,11 @@ class Verification:
 
 
 class _Verifier:
-    """Runs the checks of one verification, each in a savepoint of its own."""
+    """Runs the checks of one verification."""
 
-    def __init__(self, database: Database, schema: Schema, policies: Policies, sample_size: int, mask_pii: bool, cutover_at: str | None) -> None:
-        self.database = database
+    def __init__(self, sessions: Sessions, schema: Schema, policies: Policies, sample_size: int, mask_pii: bool, cutover_at: str | None) -> None:
+        self.sessions = sessions
+        self.database = sessions.first
         self.schema = schema
         self.policies = policies
         self.sample_size = sample_size
@@ -160,58 +168,59 @@ class _Verifier:
         self.result = Verification()
         self.comparisons: dict[str, Comparison] = {}
 
-    @contextlib.contextmanager
-    def _attempt(self, *names: str) -> Iterator[None]:
-        """Make an SQL error in the block the failure of these checks alone."""
-        self.database.execute("SAVEPOINT verification")
-        try:
-            yield
-        except psycopg2.Error as error:
-            if self.database.connection.closed:
-                raise
-            self.database.execute("ROLLBACK TO SAVEPOINT verification")
+    def _answered(self, names: tuple[str, ...], answer: Any) -> bool:
+        """Return whether a question has been answered; where it has not, the checks that lean on it have failed, once each."""
+        if isinstance(answer, Failure):
             broken = self._broken()
-            self.result.checks += [
-                Check(name, None, None, None, [], f"it could not run: {describe(error)}") for name in names if name not in broken
-            ]
-        self.database.execute("RELEASE SAVEPOINT verification")
+            self.result.checks += [Check(name, None, None, None, [], f"it could not run: {answer.reason}") for name in names if name not in broken]
+        return not isinstance(answer, Failure)
 
     def _broken(self) -> set[str]:
         return {check.name for check in self.result.checks if check.differing is None}
 
     def run(self, finished: bool, mapping: dict | None) -> Verification:
         """Run everything. See ``verify`` and ``verify_database``."""
-        run = None
-        with self._attempt("run"):
-            run = self._current_run(finished)
-        if not run or not self._same_settings(run, mapping):
+        run = attempt(self.database, lambda unused: self._current_run(finished))
+        if not self._answered(("run",), run) or not run or not self._same_settings(run, mapping):
             return self.result
         sync = self.database.row(_SYNC) or {"since": None, "both_ways": False}
         derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
-        before = self.database.value("SHOW enable_nestloop")
-        self.database.value("SELECT set_config('enable_nestloop', 'off', true)")
-        self._check_everything(derivation)
-        self.database.value("SELECT set_config('enable_nestloop', %s, true)", (before,))
+        with self.sessions.setting("enable_nestloop", "off"):
+            self._check_everything(derivation)
         return self.result
 
     def _check_everything(self, derivation: Derivation) -> None:
-        comparer, rules = Comparer(self.database, self.sample_size), Rules(derivation)
+        """Ask everything that needs no other answer, from whichever session is free; then conclude check by check."""
+        comparer, rules = Comparer(self.sample_size), Rules(derivation)
         looks = [*People(derivation).looks(), *Belongings(derivation).looks()]
-        for look in looks:
-            with self._attempt(*look.names):
-                comparer.count(look)
-        for image in {image.name: image for look in looks for group in look.groups for image, _part in group}.values():
-            if image.name not in self._broken():
-                with self._attempt(image.name):
-                    self._conclude(comparer, image)
-        with self._attempt("orphans"):
-            self._orphans(rules)
-        for rule in rules.all():
-            with self._attempt(*rule.names):
-                self._rule(rule)
-        with self._attempt("totals"):
-            self._totals(rules, comparer)
+        images = list({image.name: image for look in looks for group in look.groups for image, _part in group}.values())
+        ruled = rules.all()
+        found = self.sessions.ask({
+            **{("look", number): functools.partial(comparer.count, look=look) for number, look in enumerate(looks)},
+            **{("orphans", child): functools.partial(self._orphans_of, rules=rules, child=child) for child in rules.children()},
+            **{("rule", rule.names): functools.partial(self._broken_by, rule=rule) for rule in ruled},
+            **{("rows", image.name): functools.partial(comparer.count_rows, image=image) for image in images},
+            ("totals", None): lambda database: database.row(rules.totals()),
+        })  # fmt: skip
+        for number, look in enumerate(looks):
+            if self._answered(look.names, found["look", number]):
+                comparer.add(look, found["look", number])
+        for image in images:
+            actual = found["rows", image.name]
+            if image.name not in self._broken() and self._answered((image.name,), actual):
+                comparison = attempt(self.database, functools.partial(comparer.conclude, image=image, actual=actual))
+                if self._answered((image.name,), comparison):
+                    self._compared(image, comparison)
+        if all(self._answered(("orphans",), found["orphans", child]) for child in rules.children()):
+            self._orphans([orphan for child in rules.children() for orphan in found["orphans", child]])
+        for rule in ruled:
+            answer = found["rule", rule.names]
+            if self._answered(rule.names, answer):
+                self.result.checks += [Check(name, 0, count, count, samples) for name, (count, samples) in answer.items()]
+        totals = found["totals", None]
+        if self._answered(("totals",), totals):
+            self._totals(totals, comparer)
 
     def _current_run(self, finished: bool) -> dict[str, Any] | None:
         run = _journal.current_run(self.database)
@@ -233,8 +242,8 @@ class _Verifier:
         self.result.checks.append(Check("settings", len(theirs), len(theirs) - len(names), len(names), names[: self.sample_size], detail))
         return not names
 
-    def _conclude(self, comparer: Comparer, image: Image) -> None:
-        found = self.comparisons[image.name] = comparer.conclude(image)
+    def _compared(self, image: Image, found: Comparison) -> None:
+        self.comparisons[image.name] = found
         parts = [f"{count} {kind}" for kind, count in (("missing", found.missing), ("unexpected", found.unexpected)) if count]
         if found.different:
             columns = ", ".join(f"{name} {rows}" for name, rows in found.columns.items())
@@ -247,38 +256,39 @@ class _Verifier:
             parts.append(f"{found.changed_since} changed since cut-over")
         self.result.checks.append(Check(image.name, found.expected, found.actual, found.differing, found.samples, "; ".join(parts)))
 
-    def _orphans(self, rules: Rules) -> None:
-        counts: dict[tuple[str, str], int] = {}
-        for child in dict.fromkeys(reference[0] for reference in REFERENCES):
-            if self.schema[child].exists:
-                select, columns = rules.orphans(child)
-                row = self.database.row(select) if columns else {}
-                counts.update({(child, column): row[column] for column in columns})
-        broken = {reference: count for reference, count in counts.items() if count}
-        samples: list[str] = []
-        for child, column in broken:
-            labels = self._labels(rules.orphaned(child, column))
-            samples += [f"{self.schema[child].name} {label} ({self.schema[child].names[column]})" for label in labels]
-        total = sum(broken.values())
-        detail = ", ".join(f"{self.schema[child].name}.{self.schema[child].names[column]} {count}" for (child, column), count in broken.items())
+    def _orphans_of(self, database: Database, rules: Rules, child: str) -> list[tuple[str, int, list[str]]]:
+        """Return table and column, how many of its rows point nowhere, and names of some, where there are any."""
+        select, columns = rules.orphans(child)
+        counts = database.row(select) if columns else {}
+        table, names = self.schema[child].name, self.schema[child].names
+        return [
+            (f"{table}.{names[column]}", counts[column],
+             [f"{table} {label} ({names[column]})" for label in self._labels(database, rules.orphaned(child, column))])
+            for column in columns if counts[column]
+        ]  # fmt: skip
+
+    def _orphans(self, orphans: list[tuple[str, int, list[str]]]) -> None:
+        total = sum(count for unused, count, samples in orphans)
+        detail = ", ".join(f"{name} {count}" for name, count, samples in orphans)
+        samples = [sample for unused, count, samples in orphans for sample in samples]
         self.result.checks.append(Check("orphans", 0, total, total, samples[: self.sample_size], detail))
         self.result.totals["orphans"] = total
 
-    def _rule(self, rule: Rule) -> None:
+    def _broken_by(self, database: Database, rule: Rule) -> dict[str, tuple[int, list[str]]]:
+        """Return how many rows break each part of a rule, and names of some."""
         counts = [compose("count(*) FILTER (WHERE v.{name}) AS {name}", {"name": sql.Identifier(name)}) for name in rule.names]
-        found = self.database.row(compose("SELECT {counts} FROM ({rows}) AS v", {"counts": comma(counts), "rows": rule.rows}))
-        samples = {}
-        for name, count in found.items():
-            broken = compose("SELECT v.label FROM ({rows}) AS v WHERE v.{name}", {"rows": rule.rows, "name": sql.Identifier(name)})
-            samples[name] = self._labels(broken) if count else []
-        self.result.checks += [Check(name, 0, count, count, samples[name]) for name, count in found.items()]
+        found = database.row(compose("SELECT {counts} FROM ({rows}) AS v", {"counts": comma(counts), "rows": rule.rows}))
+        broken = {
+            name: compose("SELECT v.label FROM ({rows}) AS v WHERE v.{name}", {"rows": rule.rows, "name": sql.Identifier(name)}) for name in rule.names
+        }
+        return {name: (count, self._labels(database, broken[name]) if count else []) for name, count in found.items()}
 
-    def _labels(self, select) -> list[str]:
+    def _labels(self, database: Database, select) -> list[str]:
         parts = {"select": select, "limit": sql.Literal(self.sample_size)}
-        return [row["label"] for row in self.database.rows(compose("SELECT v.label FROM ({select}) AS v ORDER BY 1 LIMIT {limit}", parts))]
+        return [row["label"] for row in database.rows(compose("SELECT coalesce(v.label, 'NULL') AS label FROM ({select}) AS v ORDER BY 1 LIMIT {limit}", parts))]
 
-    def _totals(self, rules: Rules, comparer: Comparer) -> None:
-        counted, compared = self.database.row(rules.totals()), self.comparisons
+    def _totals(self, counted: dict[str, int], comparer: Comparer) -> None:
+        compared = self.comparisons
         for name, legacy in (("accounts", "legacy_accounts"), ("sessions", "legacy_sessions"), ("favourites", "legacy_favourites")):
             if name in compared:
                 counted[f"{name}_left"] = counted[legacy] - compared[name].expected
@@ -319,7 +329,7 @@ def verify(database: Database, schema: Schema, policies: Policies, sample_size: 
         UnifiedUserError: tables or columns are missing.
     """
     schema.require()
-    return _Verifier(database, schema, policies, sample_size, mask_pii, None).run(finished=False, mapping=None)
+    return _Verifier(Sessions(database), schema, policies, sample_size, mask_pii, None).run(finished=False, mapping=None)
 
 
 def verify_database(
@@ -330,6 +340,7 @@ def verify_database(
     sample_size: int = 5,
     mask_pii: bool = True,
     cutover_at: str | None = None,
+    connect: Callable[[], Database] | None = None,
 ) -> Verification:
     """Verify a migrated database, or a replica of one, in a read-only transaction with one snapshot.
 
@@ -342,6 +353,8 @@ def verify_database(
         mask_pii: whether e-mails in samples are masked.
         cutover_at: when the application moved to the unified tables, UTC, as PostgreSQL reads a timestamp. Rows without a source
             that were born since, and rows changed since whose source is older, are counted apart and are no differences.
+        connect: opens another session to the same database as the same role, so that two verify at once, on one snapshot. None, or
+            where no other is to be had: one verifies.
 
     Returns:
         The verification, passed or not.
@@ -350,13 +363,15 @@ def verify_database(
         UnifiedUserError: tables or columns are missing, or the mapping or the time cannot be read.
     """
     names = parse_mapping(mapping)
-    with database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+    with database.transaction(SNAPSHOT):
         for name, value in _SETTINGS.items():
             database.value("SELECT set_config(%s, %s, true)", (name, value))
         resolved = read_schema(database, schema, names)
         resolved.require()
         moment = _read_moment(database, cutover_at)
-        return _Verifier(database, resolved, policies or Policies(), sample_size, mask_pii, moment).run(finished=True, mapping=mapping or {})
+        with sharing_snapshot(database, connect, _SETTINGS) as sessions:
+            verifier = _Verifier(sessions, resolved, policies or Policies(), sample_size, mask_pii, moment)
+            return verifier.run(finished=True, mapping=mapping or {})
 
 
 def _read_moment(database: Database, text: str | None) -> str | None:

@@ -24,6 +24,11 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_colu
 #: The source table of guests in the identity map.
 GUEST = "bookings"
 
+#: That a row ``i`` of the map leads to another id than its own, or bears its user's. The planner guesses that two columns are never
+#: equal, which would make everybody lead elsewhere; of a cast, that few are 0.
+LEADS_ELSEWHERE = "(i.source_id = i.user_id)::int = 0"
+BEARS = "(i.source_id = i.user_id)::int <> 0"
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -224,16 +229,16 @@ class Derivation:
         """
         join = self.of(
             table,
-            " LEFT JOIN (SELECT i.source_id, i.user_id FROM {map} AS i WHERE i.source_table = {name} AND i.user_id <> i.source_id) AS moved"
+            " LEFT JOIN (SELECT i.source_id, i.user_id FROM {map} AS i WHERE i.source_table = {name} AND {elsewhere}) AS moved"
             " ON moved.source_id = {reference}",
-            name=sql.Literal(table), reference=reference,
+            name=sql.Literal(table), reference=reference, elsewhere=sql.SQL(LEADS_ELSEWHERE),
         )
         return compose("coalesce(moved.user_id, {reference})", {"reference": reference}), join
 
     def map_label(self, alias: str):
         """Return the expression that names a row of the identity map; a guest's source id is his e-mail."""
         return compose(
-            "{i}.source_table || ' ' || CASE {i}.source_table WHEN {guest} THEN {masked} ELSE {i}.source_id END",
+            "coalesce({i}.source_table, 'NULL') || ' ' || coalesce(CASE {i}.source_table WHEN {guest} THEN {masked} ELSE {i}.source_id END, 'NULL')",
             {"i": sql.SQL(alias), "guest": sql.Literal(GUEST), "masked": masked_email(compose("{i}.source_id", {"i": sql.SQL(alias)}), self.mask_pii)},
         )
 
@@ -277,7 +282,8 @@ class Derivation:
         names = self.schema[table].names
         key = ("A", "B") if table == "_UserFavorites" else ("id",)
         actual = tuple(names[column] for column in key)
-        label = sql.SQL(" || ' ' || ").join([compose("k.{c}::text", {"c": sql.Identifier(column)}) for column in actual])
+        # A key is NULL only where its constraint is gone; the row must be named all the same.
+        label = sql.SQL(" || ' ' || ").join([compose("coalesce(k.{c}::text, 'NULL')", {"c": sql.Identifier(column)}) for column in actual])
         changes = self.cutover_at is not None and "updatedAt" in names
         return Image(
             name, self.schema.table(table), actual, columns, parts, label, ctes or {}, ignored, self._born(table),

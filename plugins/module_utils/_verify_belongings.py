@@ -8,12 +8,20 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import GRANTED_BY, PEOPLE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose, derived_id
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import GUEST, Branch, Derivation, Image, Look
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import (
+    BEARS,
+    GUEST,
+    LEADS_ELSEWHERE,
+    Branch,
+    Derivation,
+    Image,
+    Look,
+)
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_columns import shared_columns
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import TEXT
 
-#: That a row of the map bears its user's id. The planner guesses that two columns are never equal, and of a function that half are.
-_BEARS = "coalesce(i.source_id = i.user_id, FALSE)"
+#: Ends a subquery that PostgreSQL must not dissolve, as it would compute its derived ids again wherever they are named.
+_ONCE = sql.SQL("OFFSET 0")
 
 _JSONB = Column("", "jsonb", "jsonb", "U", True, None, False, False)
 
@@ -37,9 +45,9 @@ class Belongings:
         return self.derivation.of(
             "users",
             "SELECT i.user_id, i.source_table FROM {map} AS i WHERE {bears} OR i.source_table = {guest}"
-            " UNION ALL SELECT DISTINCT i.user_id, i.source_table FROM {map} AS i WHERE i.source_id <> i.user_id AND i.source_table <> {guest}"
+            " UNION ALL SELECT DISTINCT i.user_id, i.source_table FROM {map} AS i WHERE {elsewhere} AND i.source_table <> {guest}"
             " AND NOT EXISTS (SELECT FROM {map} AS x WHERE x.source_id = i.user_id AND x.user_id = i.user_id AND x.source_table = i.source_table)",
-            bears=sql.SQL(_BEARS),
+            bears=sql.SQL(BEARS), elsewhere=sql.SQL(LEADS_ELSEWHERE),
         )
 
     def _of_key(self):
@@ -52,22 +60,26 @@ class Belongings:
             "SELECT i.identity_key, i.user_id FROM {map} AS i WHERE ({bears} OR i.source_table = {guest}{rekeyed})"
             " AND NOT EXISTS (SELECT FROM {map} AS x WHERE x.source_table = {owners} AND i.source_table = {customers}"
             " AND x.source_id = i.source_id AND x.user_id = i.user_id)",
-            bears=sql.SQL(_BEARS), owners=sql.Literal("studio_owners"), customers=sql.Literal("customers"),
+            bears=sql.SQL(BEARS), owners=sql.Literal("studio_owners"), customers=sql.Literal("customers"),
             rekeyed=compose(" OR i.user_id = {derived}", {"derived": derived}) if rekeyed else sql.SQL(""),
         )
 
     def role_assignments(self) -> Image:
         """STUDIO_OWNER and CUSTOMER for the rows an identity has, the guests' role for guests, each once."""
         roles = {**PEOPLE, "guest": self.derivation.policies.guest_role}
-        identifier = derived_id(sql.Literal("role:"), sql.SQL("r.user_id"), sql.Literal(":"), sql.SQL("r.role"))
+        identifier = sql.SQL("r.id")
         values = {
             "id": identifier, "userId": sql.SQL("r.user_id"), "role": sql.SQL("r.role"), "studioId": sql.SQL("NULL"),
             "grantedBy": sql.Literal(GRANTED_BY), "expiresAt": sql.SQL("NULL"), **self._times("user_role_assignments", identifier, "grantedAt"),
         }
         source = compose(
-            "FROM (SELECT f.user_id, CASE f.source_table WHEN 'studio_owners' THEN {studio_owners} WHEN 'customers' THEN {customers} ELSE {guest} END AS role"
-            " FROM ({held}) AS f) AS r",
-            {**{name: sql.Literal(role) for name, role in roles.items()}, "held": self._held()},
+            "FROM (SELECT h.user_id, h.role, {id} AS id FROM (SELECT f.user_id,"
+            " CASE f.source_table WHEN 'studio_owners' THEN {studio_owners} WHEN 'customers' THEN {customers} ELSE {guest} END AS role"
+            " FROM ({held}) AS f) AS h {once}) AS r",
+            {
+                **{name: sql.Literal(role) for name, role in roles.items()}, "held": self._held(), "once": _ONCE,
+                "id": derived_id(sql.Literal("role:"), sql.SQL("h.user_id"), sql.Literal(":"), sql.SQL("h.role")),
+            },
         )
         return self.derivation.made("role_assignments", "user_role_assignments", values, source)
 
@@ -75,12 +87,15 @@ class Belongings:
         """One for each studio with an owner."""
         studio = self.schema.compose("s.{studios.id}")
         user, join = self.derivation.user_of("studio_owners", self.schema.compose("s.{studios.ownerId}"))
-        identifier = derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio)
+        identifier = sql.SQL("o.id")
         values = {
-            "id": identifier, "userId": user, "studioId": studio, "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
+            "id": identifier, "userId": sql.SQL("o.owner"), "studioId": sql.SQL("o.studio"), "isPrimary": sql.SQL("true"), "canTransfer": sql.SQL("true"),
             "invitedBy": sql.Literal(GRANTED_BY), **self._times("studio_ownership", identifier, "invitedAt", "acceptedAt"),
         }
-        source = self.derivation.of("studios", "FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL", join=join)
+        source = self.derivation.of(
+            "studios", "FROM (SELECT {studio} AS studio, {user} AS owner, {id} AS id FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL {once}) AS o",
+            studio=studio, user=user, join=join, id=derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio), once=_ONCE,
+        )
         return self.derivation.made("ownerships", "studio_ownership", values, source)
 
     def _times(self, table: str, identifier, *columns: str) -> dict[str, object]:
@@ -147,7 +162,7 @@ class Belongings:
         columns = {**dict.fromkeys(("source_table", "source_id", "reason", "identity_key"), TEXT), "row": _JSONB}
         return Image(
             "quarantine", sql.Identifier("unified_user_journal", "quarantine"), ("source_table", "source_id"), columns,
-            {"rows": [Branch(values, source)]}, sql.SQL("k.source_table || ' ' || k.source_id"),
+            {"rows": [Branch(values, source)]}, sql.SQL("coalesce(k.source_table, 'NULL') || ' ' || coalesce(k.source_id, 'NULL')"),
         )
 
     def looks(self) -> list[Look]:

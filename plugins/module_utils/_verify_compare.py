@@ -50,27 +50,38 @@ class Comparison:
 
 
 class Comparer:
-    """Compares tables with their images in one session.
+    """Compares tables with their images, by SELECTs alone.
 
     Args:
-        database: an open session; it only runs SELECTs.
         sample_size: how many samples a difference shows at most.
     """
 
-    def __init__(self, database: Database, sample_size: int) -> None:
-        self.database = database
+    def __init__(self, sample_size: int) -> None:
         self.sample_size = sample_size
         #: Rows that must be there, by image and part.
         self.expected: dict[tuple[str, str], int] = {}
         self._counted: dict[str, Counter] = {}
 
-    def count(self, look: Look) -> None:
-        """Count the rows of a look: those that must be there, those that are, and those that differ.
+    def count(self, database: Database, look: Look) -> list[dict]:
+        """Count the rows of a look: those that must be there, those that are, and those that differ. See ``counting``.
 
         Raises:
             psycopg2.Error: as the server reports it.
         """
-        for row in self.database.rows(self.counting(look)):
+        return database.rows(self.counting(look))
+
+    @staticmethod
+    def count_rows(database: Database, image: Image) -> int:
+        """Count the rows that are there.
+
+        Raises:
+            psycopg2.Error: as the server reports it.
+        """
+        return database.value(compose("SELECT count(*) FROM {table}", {"table": image.table}))
+
+    def add(self, look: Look, rows: list[dict]) -> None:
+        """Add what a look has counted."""
+        for row in rows:
             expected, *counts = row["counts"]
             for image, part in look.groups[row["number"]]:
                 found, different, changed, *counts = counts
@@ -78,23 +89,27 @@ class Comparer:
                 counted = self._counted.setdefault(image.name, Counter())
                 counted.update(expected=expected, found=found, different=different, changed_since=changed)
 
-    def conclude(self, image: Image) -> Comparison:
+    def conclude(self, database: Database, image: Image, actual: int) -> Comparison:
         """Say what the looks at an image have found, with samples of what differs.
+
+        Args:
+            database: an open session.
+            image: whose looks have all been added.
+            actual: the rows that are there.
 
         Raises:
             psycopg2.Error: as the server reports it.
         """
         counted = self._counted[image.name]
-        actual = self.database.value(compose("SELECT count(*) FROM {table}", {"table": image.table}))
         born = 0
         if image.born is not None and actual != counted["found"]:
-            born = self.database.value(self._listing(image, "SELECT count(*) FROM difference WHERE kind = 'born'"))
+            born = database.value(self._listing(image, "SELECT count(*) FROM difference WHERE kind = 'born'"))
         missing = counted["expected"] - counted["found"]
         # Two expected rows with one key find the same row: then fewer rows are there than were found.
         unexpected = abs(actual - counted["found"] - born)
         samples, columns = [], {}
         if missing or unexpected or counted["different"]:
-            samples, columns = self._samples(image)
+            samples, columns = self._samples(database, image)
         return Comparison(
             counted["expected"], actual, missing, unexpected, counted["different"], born, counted["changed_since"], samples, columns
         )
@@ -178,20 +193,22 @@ class Comparer:
         return compose("{ctes}{selects}", {"ctes": self._with(look.ctes), "selects": sql.SQL(" UNION ALL ").join(selects)})
 
     def _listing(self, image: Image, question: str, **extra):
+        # Whether a row must be there is not told by its key: that may be NULL where its constraint is gone.
+        parts = {**self._parts(image), "wanted": sql.Identifier("e", "wanted")}
         names = [
             compose(
-                "CASE WHEN {here} IS NOT NULL AND {wanted} IS NOT NULL AND {differs} THEN {name} END",
-                {**self._parts(image), "differs": compose("({c})", {"c": self._pair(image, name, 0)}), "name": sql.Literal(name)},
+                "CASE WHEN {here} IS NOT NULL AND {wanted} AND {differs} THEN {name} END",
+                {**parts, "differs": compose("({c})", {"c": self._pair(image, name, 0)}), "name": sql.Literal(name)},
             )
             for name in image.columns
         ]
         difference = compose(
             "SELECT CASE WHEN {wanted} IS NULL AND {born} THEN 'born' WHEN {wanted} IS NULL THEN 'unexpected'"
             " WHEN {here} IS NULL THEN 'missing' WHEN {changed} THEN 'changed' ELSE 'different' END AS kind, {keys},"
-            " array_remove(ARRAY[{names}], NULL) AS names FROM ({expected}) AS e FULL JOIN {table} AS {a} ON {same}"
+            " array_remove(ARRAY[{names}], NULL) AS names FROM (SELECT *, TRUE AS wanted FROM ({expected}) AS x) AS e FULL JOIN {table} AS {a} ON {same}"
             " WHERE {here} IS NULL OR {wanted} IS NULL OR {differs}",
             {
-                **self._parts(image),
+                **parts,
                 "expected": sql.SQL(" UNION ALL ").join([self._expected([(image, part)]) for part in image.parts]),
                 "keys": comma(
                     compose(
@@ -208,12 +225,12 @@ class Comparer:
             {"ctes": self._with({**image.ctes, "difference": difference}), "question": compose(question, {"label": image.label, **extra})},
         )
 
-    def _samples(self, image: Image) -> tuple[list[str], dict[str, int]]:
+    def _samples(self, database: Database, image: Image) -> tuple[list[str], dict[str, int]]:
         found = {}
         for kind in (MISSING, UNEXPECTED, DIFFERENT):
             found[kind] = [
                 f"{kind} {row['label']}" + (f" ({', '.join(row['names'])})" if row["names"] else "")
-                for row in self.database.rows(
+                for row in database.rows(
                     self._listing(
                         image, "SELECT {label} AS label, names FROM difference AS k WHERE kind = {kind} ORDER BY 1 LIMIT {limit}",
                         kind=sql.Literal(kind), limit=sql.Literal(self.sample_size),
@@ -222,7 +239,7 @@ class Comparer:
             ]
         columns = {
             row["name"]: row["rows"]
-            for row in self.database.rows(
+            for row in database.rows(
                 self._listing(
                     image,
                     "SELECT name, count(*) AS rows FROM difference, unnest(names) AS name WHERE kind = 'different' GROUP BY 1 ORDER BY 2 DESC, 1",

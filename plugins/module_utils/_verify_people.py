@@ -82,9 +82,10 @@ class People:
         )
 
     def _alone(self, table: str):
-        """Return the FROM clause of the owners or customers ``p`` who share their key with nobody."""
+        """Return the FROM clause of the owners or customers ``p`` who share their key, in ``several`` if they do, with nobody."""
         return self.derivation.of(
-            table, "FROM {.} AS p{join} WHERE NOT {shared}", join=self.derivation.own_id(table, "p")[1], shared=self.derivation.shared(table, "p")
+            table, "FROM {.} AS p{join} WHERE NOT EXISTS (SELECT FROM several WHERE several.identity_key = {key})",
+            join=self.derivation.own_id(table, "p")[1], key=self.derivation.key(table, "p"),
         )
 
     @staticmethod
@@ -103,8 +104,7 @@ class People:
         mapped, users = self.identity_map(), self.users()
         joined = {name: users.ctes[name] for name in ("several", "member")}
         return [
-            Look([[(mapped, "alone"), (users, "alone")]]),
-            Look([[(mapped, "together")], [(users, "together")]], joined),
+            Look([[(mapped, "alone"), (users, "alone")], [(mapped, "together")], [(users, "together")]], joined),
             Look([[(mapped, "guests"), (users, "guests")]], {"nobody": users.ctes["nobody"]}),
         ]
 
@@ -134,7 +134,7 @@ class People:
             compose('FROM member AS m JOIN ({first}) AS s USING ("key of")', {"first": self._first(sql.SQL('"own id of" AS user_id'))}),
         )
         key = sql.SQL('span."key of"')
-        guests = Branch(row(sql.Literal(GUEST), key, self.derivation.guest_id(key), key), self._traces())
+        guests = Branch(row(sql.Literal(GUEST), key, sql.SQL('span."own id of"'), key), self._traces())
         columns = {**dict.fromkeys(("source_table", "source_id", "user_id", "identity_key"), TEXT), **dict.fromkeys(marks, _BOOLEAN)}
         return Image(
             "identity_map", self.derivation.map, ("source_table", "source_id"), columns,
@@ -235,7 +235,7 @@ class People:
         values = {
             **defaults,
             **self._ruled(
-                sql.Literal(self.policies.guest_role), id=self.derivation.guest_id(key), email=email, key=key, emailVerified=null, password=null,
+                sql.Literal(self.policies.guest_role), id=sql.SQL('span."own id of"'), email=email, key=key, emailVerified=null, password=null,
                 createdAt=sql.SQL("span.created"), updatedAt=sql.SQL("span.updated"),
             ),
             names["name"]: sql.SQL("named.value"),
@@ -256,9 +256,10 @@ class People:
             )
 
         return compose(
-            'FROM (SELECT "key of", min(created) AS created, max(updated) AS updated FROM nobody GROUP BY "key of") AS span'
+            'FROM (SELECT "key of", {id} AS "own id of", min(created) AS created, max(updated) AS updated FROM nobody GROUP BY "key of") AS span'
             ' JOIN ({email}) AS latest USING ("key of") LEFT JOIN ({name}) AS named USING ("key of") LEFT JOIN ({phone}) AS called USING ("key of")',
             {
+                "id": self.derivation.guest_id(sql.SQL('"key of"')),
                 "email": latest("email", sql.SQL("TRUE")),
                 **{name: latest(name, compose("NOT {blank}", {"blank": is_blank(sql.SQL("b." + name))})) for name in ("name", "phone")},
             },

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import PEOPLE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, masked_email
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import LEADS_ELSEWHERE, Derivation
 
 #: Every reference inside the unified tables and from them to shared ones: table, column, table it points to.
 REFERENCES = (
@@ -75,6 +75,10 @@ class Rules:
     def _rule(name: str, violations) -> Rule:
         """Return the rule that every row of a SELECT of ``label`` breaks."""
         return Rule((name,), compose("SELECT v.label, TRUE AS {name} FROM ({violations}) AS v", {"name": sql.Identifier(name), "violations": violations}))
+
+    def children(self) -> list[str]:
+        """Return the tables that refer to others."""
+        return [child for child in dict.fromkeys(reference[0] for reference in REFERENCES) if self.schema[child].exists]
 
     def orphans(self, child: str):
         """Select, for one table, how many of its rows point nowhere, by column.
@@ -144,7 +148,7 @@ class Rules:
             untouched = compose("NOT {changed}", {"changed": self.derivation.since("users", "updatedAt", "u")})
         return self.of(
             "users",
-            "WITH joined AS (SELECT i.user_id FROM {map} AS i WHERE i.source_id <> i.user_id AND i.source_table <> {guest}"
+            "WITH joined AS (SELECT i.user_id FROM {map} AS i WHERE {elsewhere} AND i.source_table <> {guest}"
             " UNION SELECT o.user_id FROM {map} AS o JOIN {map} AS c ON c.source_id = o.source_id AND c.user_id = o.user_id"
             " WHERE o.source_table = {owners} AND c.source_table = {customers}),"
             " member AS MATERIALIZED (SELECT i.user_id, p.password, p.verified FROM joined JOIN {map} AS i USING (user_id)"
@@ -156,7 +160,7 @@ class Rules:
             " UNION ALL SELECT g.user_id, NULL FROM {map} AS g WHERE g.source_table = {guest}) AS p ON p.user_id = u.{.id}"
             ' LEFT JOIN (SELECT DISTINCT m.user_id, m.password COLLATE "C" AS password FROM member AS m WHERE {carried}) AS c'
             ' ON c.user_id = u.{.id} AND c.password = u.{.password}::text COLLATE "C" WHERE {untouched}',
-            people=sql.SQL(" UNION ALL ").join(people), owners=owners, customers=customers, untouched=untouched,
+            elsewhere=sql.SQL(LEADS_ELSEWHERE), people=sql.SQL(" UNION ALL ").join(people), owners=owners, customers=customers, untouched=untouched,
             carried=sql.SQL("TRUE" if self.derivation.carries_all() else "m.verified IS NOT NULL"),
         )
 
@@ -203,6 +207,8 @@ class Rules:
         return self.of(
             "studios",
             "SELECT {counts}, (SELECT count({.ownerId}) FROM {.}) AS owned_studios,"
-            " (SELECT count(*) FROM (SELECT FROM {map} AS i GROUP BY i.identity_key, i.source_table) AS g) AS roles",
-            counts=comma(counts),
+            # Of the rows of one table and key only one bears the user's id, and he cannot have that role twice.
+            " (SELECT count(*) FROM {map}) - (SELECT count(*) - count(DISTINCT (i.source_table, i.identity_key)) FROM {map} AS i"
+            " WHERE i.identity_key IN (SELECT i.identity_key FROM {map} AS i WHERE {elsewhere})) AS roles",
+            counts=comma(counts), elsewhere=sql.SQL(LEADS_ELSEWHERE),
         )

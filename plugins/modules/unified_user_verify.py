@@ -15,6 +15,7 @@ description:
   - Counts both sides, looks for references that point nowhere, for roles and identities that are there twice, and for passwords,
     sessions and accounts that must not have been carried.
   - Everything is read in one snapshot, with SELECTs alone; the right to SELECT is enough, and a replica will do.
+  - Two sessions share the work where the server lets a second one in, and one does it otherwise.
   - A check that could not run has failed, and so has a verification of a database that was never migrated.
 author:
   - RNLT Labs (@rnltlabs)
@@ -120,7 +121,7 @@ def verify(module: UnifiedUserModule) -> dict:
     database = module.connect()
     try:
         found = verify_database(
-            database, policies=Policies.from_parameters(module.params), **{name: module.params[name] for name in names}
+            database, policies=Policies.from_parameters(module.params), connect=module.connect, **{name: module.params[name] for name in names}
         )
     finally:
         database.close()

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg2
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
@@ -293,6 +294,34 @@ def test_differing_columns_are_counted(session, check):
     assert found.samples == ["different c-twin-1 (name, phone)", "different o-squatter (phone)"]
 
 
+@pytest.mark.parametrize("table, column, check_name, sample", [
+    ("user_role_assignments", "id", "role_assignments", "unexpected NULL"),
+    ("_UserFavorites", "B", "favourites", r"unexpected cm\w+ NULL"),
+    ("_CustomerFavorites", "A", "favourites", r"missing cm\w+ NULL"),
+    ("_CustomerFavorites", "B", "favourites", r"missing NULL cm\w+"),
+])  # fmt: skip
+def test_rows_without_a_key_are_named_all_the_same(session, check, table, column, check_name, sample):
+    (name,) = [row["conname"] for row in session.rows("SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'p'", (f'"{table}"',))]
+    session.execute(f'ALTER TABLE "{table}" DROP CONSTRAINT "{name}"; ALTER TABLE "{table}" ALTER "{column}" DROP NOT NULL')
+    assert session.execute(f'UPDATE "{table}" SET "{column}" = NULL WHERE ctid = (SELECT min(ctid) FROM "{table}")') == 1
+    found = failed(check())
+    assert set(found) == {check_name} and found[check_name].differing == 2 and found[check_name].detail == "1 missing; 1 unexpected"
+    assert sum(re.fullmatch(sample, entry) is not None for entry in found[check_name].samples) == 1, found[check_name].samples
+
+
+@pytest.mark.parametrize("statement, name, sample", [
+    ("UPDATE studios SET \"ownerId\" = 'nobody' WHERE id = (SELECT min(id) FROM studios WHERE \"ownerId\" IS NOT NULL)",
+     "ownerships", r"missing c\w{24}"),
+    ("UPDATE \"_CustomerFavorites\" SET \"A\" = 'nobody' WHERE ctid = (SELECT min(ctid) FROM \"_CustomerFavorites\")",
+     "favourites", r"missing cm\w+ nobody"),
+])  # fmt: skip
+def test_references_to_nobody_on_the_legacy_side_are_named(session, check, statement, name, sample):
+    assert session.execute(statement) == 1
+    found = failed(check())
+    assert set(found) == {name} and found[name].differing == 2
+    assert re.fullmatch(sample, found[name].samples[0]), found[name].samples
+
+
 def test_a_spelling_that_the_collation_calls_equal_is_noticed(session, check):
     if not session.value("SELECT EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i' AND collname = 'und-x-icu')"):
         pytest.skip("this server was built without ICU")
@@ -525,6 +554,103 @@ def test_a_cutover_that_is_no_time_is_refused(check):
         check(cutover_at="yesterday evening")
 
 
+class Spy(Database):
+    """A session that tells whether it was asked anything about the rows, and may do something before that."""
+
+    def __init__(self, connection, before=None):
+        super().__init__(connection)
+        self.before = before
+
+    @property
+    def asked(self) -> int:
+        return sum("count(" in statement for statement in self.executed_queries)
+
+    def _execute(self, statement, parameters):
+        if self.before and "SAVEPOINT" in str(statement):
+            self.before(self)
+        return super()._execute(statement, parameters)
+
+
+def verify_from_two(cluster, database: str, connect, **options) -> tuple[Verification, Spy]:
+    """Verify with a second session at hand; returns what was found and the first session, open and idle."""
+    first = Spy(cluster.connect(database))
+    found = verify_database(first, connect=connect, **{"policies": POLICIES, **options})
+    assert not first.in_transaction and first.value("SHOW enable_nestloop") == "on"
+    first.close()
+    return found, first
+
+
+def test_two_sessions_share_the_work_and_one_snapshot(cluster, migrated, session, check):
+    second = []
+
+    def connect():
+        # The snapshot is there already: neither session may see this.
+        assert session.execute("UPDATE users SET name = 'late'; DELETE FROM \"_UserFavorites\"") > 0
+        second.append(Spy(cluster.connect(migrated)))
+        return second[0]
+
+    expected = check().require()
+    found, first = verify_from_two(cluster, migrated, connect)
+    assert found.require().as_dict() == expected.as_dict()
+    assert second[0].asked and second[0].connection.closed and first.asked > second[0].asked
+    assert set(second[0].executed_queries) <= set(first.executed_queries)
+    assert set(failed(check())) == {"users", "favourites", "total_favourites"}
+
+
+def test_two_sessions_find_what_one_finds(cluster, migrated, session):
+    session.execute("UPDATE users SET name = name || 'x'; UPDATE new_bookings SET \"studioId\" = 'none'")
+    # A table that cannot be read fails its own checks from whichever session.
+    session.execute("ALTER TABLE sessions ENABLE ROW LEVEL SECURITY; ALTER TABLE sessions FORCE ROW LEVEL SECURITY")
+    role = f"second_{os.getpid()}"
+    session.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA public, unified_user_journal TO {role}")
+    session.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public, unified_user_journal TO {role}")
+    try:
+        first = Database(cluster.connect(migrated, user=role))
+        alone = verify_database(first, policies=POLICIES)
+        both = verify_database(first, policies=POLICIES, connect=lambda: Database(cluster.connect(migrated, user=role)))
+        first.close()
+    finally:
+        session.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert both.as_dict() == alone.as_dict()
+    assert {entry.name for entry in both.checks if entry.differing is None} >= {"sessions"} and {"users", "orphans"} <= set(failed(both))
+
+
+@pytest.mark.parametrize("reason", ["no connection", "another database", "no such snapshot"])
+def test_where_no_second_session_is_to_be_had_one_verifies(cluster, migrated, reason):
+    opened = []
+
+    def connect():
+        if reason == "no connection":
+            raise UnifiedUserError("connect", "too many connections", "Wait")
+        opened.append(Spy(cluster.connect("postgres" if reason == "another database" else migrated)))
+        if reason == "no such snapshot":
+            # As behind a pooler that leads to another server.
+            opened[0].execute("SET default_transaction_isolation = 'serializable'")
+            opened[0]._execute = lambda statement, parameters, do=opened[0]._execute: do(
+                statement, ("00000000-00000000-1",) if "SNAPSHOT" in str(statement) else parameters
+            )
+        return opened[0]
+
+    found, first = verify_from_two(cluster, migrated, connect)
+    found.require()
+    assert first.asked and not any(spy.asked or not spy.connection.closed for spy in opened)
+
+
+@pytest.mark.parametrize("lost", ["first", "second"])
+def test_a_session_that_is_lost_ends_the_verification(cluster, migrated, session, lost):
+    def end(spy: Spy) -> None:
+        spy.before = None
+        assert session.value("SELECT pg_terminate_backend(%s, 5000)", (spy.connection.get_backend_pid(),))
+
+    first, second = Spy(cluster.connect(migrated)), Spy(cluster.connect(migrated))
+    (first if lost == "first" else second).before = end
+    with pytest.raises(psycopg2.OperationalError):
+        verify_database(first, policies=POLICIES, connect=lambda: second)
+    assert second.connection.closed and (lost == "first" or not first.in_transaction)
+    first.close()
+    assert session.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()") == 0
+
+
 def test_a_replica_does(cluster, migrated, make_cluster, session):
     standby = make_cluster()
     standby.stop()
@@ -541,6 +667,8 @@ def test_a_replica_does(cluster, migrated, make_cluster, session):
     with contextlib.closing(Database(standby.connect(migrated))) as replica:
         assert replica.value("SELECT pg_is_in_recovery()")
         verify_database(replica, policies=POLICIES).require()
+        found, first = verify_from_two(standby, migrated, lambda: Spy(standby.connect(migrated)))
+        assert found.passed and first.executed_queries.count("COMMIT") == 1 and "SET TRANSACTION SNAPSHOT %s" in first.executed_queries
         session.execute("UPDATE users SET name = 'x' WHERE id = 'c-twin-1'")
         position = session.value("SELECT pg_current_wal_lsn()")
         deadline = time.monotonic() + 30

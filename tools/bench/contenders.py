@@ -7,6 +7,7 @@ compared with the others once per size, rows and catalogue alike, so that nobody
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -186,22 +187,23 @@ def module(arena: Arena, database: str) -> dict[str, float]:
         raise BenchError(f"The second run of the module changed something: {again['counts']} after {result['counts']}.")
     measures.update({"second run": again["duration_ms"] / 1000, "second run process": seconds, "memory": max(measures["memory"], memory)})
     for name, work in (("verify", _verify), ("EXCEPT both ways", _except)):
-        with stopwatch.processor_time(name, arena.cluster), contextlib.closing(arena.cluster.connect(database)) as connection:
-            measures[name] = work(connection)
+        connect = functools.partial(arena.cluster.connect, database)
+        with stopwatch.processor_time(name, arena.cluster), contextlib.closing(connect()) as connection:
+            measures[name] = work(connection, connect)
     measures.update(stopwatch.seconds)
     # Verification inside the transaction computes what the one afterwards does.
     copied = max(measures[f"module{PROCESSOR}"] - measures[f"verify{PROCESSOR}"], TICK)
     return {**measures, f"module without verification{PROCESSOR}": copied}
 
 
-def _verify(connection) -> float:
-    """Seconds of our verification, on one snapshot of its own."""
+def _verify(connection, connect) -> float:
+    """Seconds of our verification, on one snapshot of its own, from two sessions as the module does."""
     started = time.monotonic()
-    verify_database(Database(connection)).require()
+    verify_database(Database(connection), connect=lambda: Database(connect())).require()
     return time.monotonic() - started
 
 
-def _except(connection) -> float:
+def _except(connection, _connect) -> float:
     """Seconds of comparing the same expectation with EXCEPT both ways, table by table."""
     with connection.cursor() as cursor:
         cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ;" + SESSION)
