@@ -285,7 +285,8 @@ class _Verifier:
 
     def _labels(self, database: Database, select) -> list[str]:
         parts = {"select": select, "limit": sql.Literal(self.sample_size)}
-        return [row["label"] for row in database.rows(compose("SELECT coalesce(v.label, 'NULL') AS label FROM ({select}) AS v ORDER BY 1 LIMIT {limit}", parts))]
+        labels = compose("SELECT coalesce(v.label, 'NULL') AS label FROM ({select}) AS v ORDER BY 1 LIMIT {limit}", parts)
+        return [row["label"] for row in database.rows(labels)]
 
     def _totals(self, counted: dict[str, int], comparer: Comparer) -> None:
         compared = self.comparisons

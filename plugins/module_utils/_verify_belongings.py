@@ -21,7 +21,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_colu
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import TEXT
 
 #: Ends a subquery that PostgreSQL must not dissolve, as it would compute its derived ids again wherever they are named.
-_ONCE = sql.SQL("OFFSET 0")
+_ONCE = "OFFSET 0"
 
 _JSONB = Column("", "jsonb", "jsonb", "U", True, None, False, False)
 
@@ -77,7 +77,7 @@ class Belongings:
             " CASE f.source_table WHEN 'studio_owners' THEN {studio_owners} WHEN 'customers' THEN {customers} ELSE {guest} END AS role"
             " FROM ({held}) AS f) AS h {once}) AS r",
             {
-                **{name: sql.Literal(role) for name, role in roles.items()}, "held": self._held(), "once": _ONCE,
+                **{name: sql.Literal(role) for name, role in roles.items()}, "held": self._held(), "once": sql.SQL(_ONCE),
                 "id": derived_id(sql.Literal("role:"), sql.SQL("h.user_id"), sql.Literal(":"), sql.SQL("h.role")),
             },
         )
@@ -94,7 +94,7 @@ class Belongings:
         }
         source = self.derivation.of(
             "studios", "FROM (SELECT {studio} AS studio, {user} AS owner, {id} AS id FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL {once}) AS o",
-            studio=studio, user=user, join=join, id=derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio), once=_ONCE,
+            studio=studio, user=user, join=join, id=derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio), once=sql.SQL(_ONCE),
         )
         return self.derivation.made("ownerships", "studio_ownership", values, source)
 
