@@ -39,6 +39,10 @@ _MESSAGE = re.compile(r"^(?:Error querying the database: )?(?:db error: )?ERROR:
 _MIGRATION = re.compile(r"Migration name: (\S+)|migration_name=\"([^\"]+)\"|^The `([^`]+)` migration started", re.MULTILINE)
 _QUOTED = re.compile("[\"\u201e\u201c\u00ab].*[\"\u201c\u201d\u00bb]")
 #: What the engine says when the flag is not for releases with a driver adapter.
+_COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
+#: How Prisma would drop an index of the sync, which are all called so.
+_OUR_INDEX = re.compile(r'DROP INDEX (?:"(?:[^"]|"")+"\.)?"(unified_user_sync_[^"]+)"')
+_SHOWN = 200
 _NO_DATASOURCE = "--from-schema-datasource flag"
 _PANIC = re.compile(r"panicked at|RuntimeError: unreachable|constraint_type")
 _LOCK = ("advisory lock", "lock timeout")
@@ -223,17 +227,22 @@ def generate(release: Release, url: str) -> dict[str, Any]:
 
 
 def compare(release: Release, url: str) -> dict[str, Any]:
-    """Compare the database with schema.prisma as ``prisma migrate diff --exit-code`` does.
+    """Compare the database with schema.prisma as ``prisma migrate diff --exit-code`` does, but for the indexes that the sync made.
 
     Returns:
-        ``equal`` and ``differences``, the lines of Prisma's summary.
+        ``equal``; ``differences``, the statements that would make it equal; ``left_alone``, the names of the sync's indexes, which go with it.
 
     Raises:
         UnifiedUserError: the comparison was not possible.
     """
-    done = _diff(release, url, "--exit-code")
-    lines = [line.strip() for line in done.stdout.splitlines() if re.match(r"\s*(\[[*+-]\]|[+-] )", line)] if done.returncode else []
-    return {"changed": False, "equal": done.returncode == 0, "differences": lines}
+    done = _diff(release, url, "--script", "--exit-code")
+    statements = [" ".join(statement.split()) for statement in _COMMENT.sub("", _script_in(done.stdout)).split(";\n") if statement.strip()]
+    if bool(done.returncode) != bool(statements):
+        # Were it taken for equal, the comparison could not fail.
+        raise _failure("read what is different between the database and schema.prisma", done.stdout, done.returncode)
+    left_alone = [found.group(1) for found in map(_OUR_INDEX.fullmatch, statements) if found]
+    differences = [statement[:_SHOWN] for statement in statements if not _OUR_INDEX.fullmatch(statement)]
+    return {"changed": False, "equal": not differences, "differences": differences, "left_alone": left_alone}
 
 
 def script(release: Release, url: str) -> dict[str, Any]:
@@ -245,20 +254,23 @@ def script(release: Release, url: str) -> dict[str, Any]:
     Raises:
         UnifiedUserError: the comparison was not possible.
     """
-    done = _diff(release, url, "--script")
-    # Lines about the configuration come before the script, which begins with a comment of Prisma's.
-    found = re.search(r"^-- [A-Z].*", done.stdout, re.MULTILINE | re.DOTALL)
+    return {"changed": False, "script": _script_in(_diff(release, url, "--script").stdout)}
+
+
+def _script_in(output: str) -> str:
+    """Return the script that Prisma printed, which begins with a comment of its own; lines about the configuration come before it."""
+    found = re.search(r"^-- [A-Z].*", output, re.MULTILINE | re.DOTALL)
     text = found.group().rstrip() + "\n" if found else ""
-    return {"changed": False, "script": "" if text.startswith("-- This is an empty migration") else text}
+    return "" if text.startswith("-- This is an empty migration") else text
 
 
-def _diff(release: Release, url: str, form: str) -> subprocess.CompletedProcess:
+def _diff(release: Release, url: str, *form: str) -> subprocess.CompletedProcess:
     """Compare the database with schema.prisma.
 
     A release whose prisma.config.ts has a driver adapter cannot compare with the database at once; there the database's models
     are pulled and compared instead.
     """
-    against = ("--to-schema-datamodel", release.schema, form)
+    against = ("--to-schema-datamodel", release.schema, *form)
     done = release.run(url, "migrate", "diff", "--from-schema-datasource", release.schema, *against)
     if done.returncode == 1 and _NO_DATASOURCE in done.stdout:
         pulled = release.run(url, "db", "pull", "--print", "--schema", release.schema)

@@ -102,7 +102,13 @@ equal:
   returned: with O(command=compare)
   type: bool
 differences:
-  description: What is different, a line of Prisma's summary each.
+  description:
+    - What is different, as the statements by which Prisma would make the database equal to the schema file.
+  returned: with O(command=compare)
+  type: list
+  elements: str
+left_alone:
+  description: Indexes that are not in the schema file because the sync made them. They count as no difference, and go with the sync.
   returned: with O(command=compare)
   type: list
   elements: str

@@ -48,9 +48,11 @@ def test_deploy_and_compare(cluster, database, cli):
     compared = cli(database, "compare")
     assert (compared["changed"], compared["equal"], compared["differences"]) == (False, True, [])
     assert cli(database, "script")["script"] == ""
-    execute(cluster, database, 'DROP INDEX "audit_logs_resource_resourceId_idx"')
+    execute(cluster, database, 'CREATE INDEX unified_user_sync_bookings_customerid ON bookings ("customerId"); DROP INDEX "audit_logs_resource_resourceId_idx"')
     compared = cli(database, "compare")
-    assert compared["equal"] is False and any("audit_logs" in line for line in compared["differences"])
+    assert compared["equal"] is False and compared["left_alone"] == ["unified_user_sync_bookings_customerid"]
+    (difference,) = compared["differences"]
+    assert difference.startswith('CREATE INDEX "audit_logs_resource_resourceId_idx"')
     assert cli(database, "script")["script"].count("CREATE INDEX") == 1
 
 
