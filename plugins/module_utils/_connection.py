@@ -209,6 +209,29 @@ def connect(parameters: dict[str, Any], dbname: str | None = None) -> Database:
     return database
 
 
+def pooler(database: Database, open_second: Callable[[], Database]) -> str | None:
+    """Find out whether a pooler stands between us and the server, and of which mode.
+
+    A pooler hands out a process id of its own. In transaction mode, a second session is then served by the very server
+    process that served the first one, which is idle.
+
+    Args:
+        database: an open session outside a transaction.
+        open_second: opens another one of the same kind.
+
+    Returns:
+        None, ``session`` or ``transaction``.
+
+    Raises:
+        UnifiedUserError: the pooler refuses a second session.
+    """
+    own = "SELECT pg_backend_pid()"
+    if database.connection.info.backend_pid == database.value(own):
+        return None
+    with contextlib.closing(open_second()) as second:
+        return "transaction" if second.value(own) == database.value(own) else "session"
+
+
 def with_lock_retries(
     attempt: Callable[[], _Result],
     action: str,

@@ -9,13 +9,15 @@ journal before it is gone, so a killed run's successor, or an abort, finds all t
 from __future__ import annotations
 
 import json
+from typing import Callable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
-# Everything about constraints, indexes and NOT NULL that taking down and putting back could change.
+# Everything about constraints, indexes and NOT NULL that taking down and putting back could change. The sync's own indexes
+# come and go by themselves.
 _FINGERPRINT = """
 SELECT coalesce(jsonb_agg(line ORDER BY line::text), '[]') FROM (
     SELECT jsonb_build_array('constraint', c.relname, n.conname, n.contype, pg_get_constraintdef(n.oid), n.convalidated,
@@ -27,6 +29,7 @@ SELECT coalesce(jsonb_agg(line ORDER BY line::text), '[]') FROM (
                i.indisreplident, x.reltablespace, x.reloptions, obj_description(x.oid, 'pg_class'))
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_class AS x ON x.oid = i.indexrelid
     WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND c.relname = ANY (%(tables)s)
+      AND NOT starts_with(x.relname, 'unified_user_sync_')
     UNION ALL
     SELECT jsonb_build_array('column', c.relname, a.attname, a.attnotnull)
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
@@ -63,7 +66,7 @@ JOIN pg_class AS c ON c.oid = i.indrelid AND c.relkind = 'r'
 JOIN pg_class AS x ON x.oid = i.indexrelid
 WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND c.relname = ANY (%(filled)s)
   AND i.indisvalid AND i.indisready AND NOT i.indisclustered AND NOT i.indisreplident AND NOT i.indisexclusion
-  AND x.reltablespace = 0 AND obj_description(x.oid, 'pg_class') IS NULL
+  AND x.reltablespace = 0 AND obj_description(x.oid, 'pg_class') IS NULL AND NOT starts_with(x.relname, 'unified_user_sync_')
   AND NOT EXISTS (SELECT FROM pg_constraint AS n WHERE n.conindid = i.indexrelid AND n.contype IN ('p', 'u', 'x', 'f'))
 ORDER BY stage, table_name, name
 """
@@ -90,11 +93,16 @@ def recorded(database: Database) -> list[dict]:
     return database.rows("SELECT * FROM unified_user_journal.taken_down ORDER BY position")
 
 
-def take_down(database: Database, schema: Schema) -> int:
+def take_down(database: Database, schema: Schema, wanted: Callable[[dict], bool] | None = None) -> int:
     """Drop the reproducible indexes and keys of the unified tables, after writing them into the journal.
 
     Call it in a short transaction of its own with ``lock_timeout`` set: dropping a foreign key also locks the table
     it refers to. Does nothing when something is down already.
+
+    Args:
+        database: a session with an open transaction.
+        schema: the resolved tables.
+        wanted: says of an object (``table_name``, ``name``, ``kind``, ``definition``) whether it goes down; None stands for all.
 
     Returns:
         How many objects went down.
@@ -105,7 +113,7 @@ def take_down(database: Database, schema: Schema) -> int:
     database.execute(
         "INSERT INTO unified_user_journal.taken_down_catalogue VALUES (%s)", (json.dumps(fingerprint(database, schema)),)
     )
-    objects = database.rows(_REPRODUCIBLE, _parameters(schema))
+    objects = [item for item in database.rows(_REPRODUCIBLE, _parameters(schema)) if wanted is None or wanted(item)]
     for position, item in enumerate(objects):
         database.execute(
             "INSERT INTO unified_user_journal.taken_down VALUES (%s, %s, %s, %s, %s)",
@@ -138,26 +146,82 @@ def put_back(database: Database, schema: Schema) -> int:
     objects = recorded(database)
     # Indexes and keys before the foreign keys, which lean on them: the reverse of taking down.
     for item in reversed(objects):
+        if _there(database, schema, item):
+            continue
         if item["kind"] == "index":
             # The definition is PostgreSQL's own, from its catalogue.
             database.execute(item["definition"])
         else:
-            database.execute(
-                sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
-                    sql.Identifier(schema.name, item["table_name"]), sql.Identifier(item["name"]), sql.SQL(item["definition"])
-                )
-            )
+            database.execute(_add_statement(schema, item))
     if objects:
-        before = database.value("SELECT fingerprint FROM unified_user_journal.taken_down_catalogue")
-        after = fingerprint(database, schema)
-        if before != after:
-            differing = sorted({f"{line[0]} {line[2]} of {line[1]}" for line in before + after if (line in before) != (line in after)})
-            raise UnifiedUserError(
-                "put back the indexes and foreign keys of the unified tables",
-                f"the catalogue is not what it was: {', '.join(differing[:5])}",
-                "Somebody changed the unified tables meanwhile. Compare them with the schema migrations, then run again",
-                differing=differing,
-            )
-        database.execute("DELETE FROM unified_user_journal.taken_down")
-        database.execute("DELETE FROM unified_user_journal.taken_down_catalogue")
+        _prove(database, schema)
     return len(objects)
+
+
+def put_back_beside_writers(database: Database, schema: Schema, locked: Callable[[Callable[[], None]], None]) -> int:
+    """Build everything that is down without keeping anybody waiting for longer than it takes to note a foreign key.
+
+    What an interrupted attempt has built stays. Runs outside a transaction, with ``search_path`` set to ``pg_catalog``.
+
+    Args:
+        database: an open session.
+        schema: the resolved tables.
+        locked: calls a function in a transaction that waits for strong locks.
+
+    Returns:
+        How many objects were built.
+
+    Raises:
+        UnifiedUserError: the catalogue differs from the recorded one.
+    """
+    objects = recorded(database)
+    for item in reversed(objects):
+        if item["kind"] == "index":
+            if not _there(database, schema, item):
+                database.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema.name, item["name"])))
+                database.execute(item["definition"].replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+            continue
+        names = sql.Identifier(schema.name, item["table_name"]), sql.Identifier(item["name"])
+        if not _there(database, schema, item):
+            statement = sql.Composed([_add_statement(schema, item), sql.SQL(" NOT VALID")])
+            locked(lambda statement=statement: database.execute(statement))
+        database.execute(sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(*names))
+    if objects:
+        with database.transaction():
+            _prove(database, schema)
+    return len(objects)
+
+
+def _there(database: Database, schema: Schema, item: dict) -> bool:
+    """Return whether an object is back already, whole if it is an index."""
+    if item["kind"] == "index":
+        return database.value(
+            "SELECT EXISTS (SELECT FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = x.relnamespace"
+            " WHERE n.nspname = %s AND x.relname = %s AND i.indisvalid)", (schema.name, item["name"]),
+        )
+    return database.value(
+        "SELECT EXISTS (SELECT FROM pg_constraint AS n JOIN pg_class AS c ON c.oid = n.conrelid JOIN pg_namespace AS s ON s.oid = c.relnamespace"
+        " WHERE s.nspname = %s AND c.relname = %s AND n.conname = %s)", (schema.name, item["table_name"], item["name"]),
+    )
+
+
+def _add_statement(schema: Schema, item: dict):
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
+        sql.Identifier(schema.name, item["table_name"]), sql.Identifier(item["name"]), sql.SQL(item["definition"])
+    )
+
+
+def _prove(database: Database, schema: Schema) -> None:
+    """Require that the catalogue is what it was, and forget what was down."""
+    before = database.value("SELECT fingerprint FROM unified_user_journal.taken_down_catalogue")
+    after = fingerprint(database, schema)
+    if before != after:
+        differing = sorted({f"{line[0]} {line[2]} of {line[1]}" for line in before + after if (line in before) != (line in after)})
+        raise UnifiedUserError(
+            "put back the indexes and foreign keys of the unified tables",
+            f"the catalogue is not what it was: {', '.join(differing[:5])}",
+            "Somebody changed the unified tables meanwhile. Compare them with the schema migrations, then run again",
+            differing=differing,
+        )
+    database.execute("DELETE FROM unified_user_journal.taken_down")
+    database.execute("DELETE FROM unified_user_journal.taken_down_catalogue")

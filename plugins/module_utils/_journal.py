@@ -69,6 +69,32 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.sync (
     settings jsonb NOT NULL,
     since timestamptz NOT NULL DEFAULT now()
 );
+CREATE TABLE IF NOT EXISTS unified_user_journal.runner (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    owner text NOT NULL,
+    client text NOT NULL,
+    pid integer NOT NULL,
+    phase text NOT NULL DEFAULT 'start',
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rows_done bigint NOT NULL DEFAULT 0,
+    rows_total bigint NOT NULL DEFAULT 0,
+    rows_per_second double precision NOT NULL DEFAULT 0,
+    waiting_for text,
+    request text CHECK (request IN ('pause', 'abort')),
+    last_error text,
+    repair boolean NOT NULL DEFAULT false,
+    between_slices boolean NOT NULL DEFAULT false,
+    ended boolean NOT NULL DEFAULT false
+);
+CREATE TABLE IF NOT EXISTS unified_user_journal.backfill (
+    slice integer PRIMARY KEY,
+    after text,
+    upto text,
+    rows bigint NOT NULL DEFAULT 0,
+    skipped bigint NOT NULL DEFAULT 0,
+    done boolean NOT NULL DEFAULT false
+);
 CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down (
     position integer PRIMARY KEY,
     table_name text NOT NULL,
@@ -143,6 +169,24 @@ def finish_run(database: Database, run_id: int, summary: dict) -> None:
     )
 
 
+def lock_holder(database: Database) -> dict[str, Any] | None:
+    """Return who holds the lock that keeps two runs apart, or None.
+
+    Returns:
+        ``pid``, ``application_name``, ``since``, ``idle`` (seconds without a statement; None while one runs, or when that may not
+        be seen) and ``ours`` (whether this role may end the session).
+    """
+    return database.row(
+        "SELECT a.pid, a.application_name, a.backend_start::timestamptz(0)::text AS since,"
+        " CASE WHEN a.state LIKE 'idle%%' THEN extract(epoch FROM clock_timestamp() - a.state_change)::float END AS idle,"
+        " pg_has_role(a.usesysid, 'MEMBER') AS ours FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+        " AND (l.classid::bigint << 32) + l.objid::bigint = %s AND l.database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())",
+        (LOCK_KEY,),
+    )
+
+
 @contextlib.contextmanager
 def exclusive(database: Database, wait: float = 10.0) -> Iterator[None]:
     """Hold the lock that keeps two runs apart, for the duration of the block.
@@ -157,14 +201,7 @@ def exclusive(database: Database, wait: float = 10.0) -> Iterator[None]:
     deadline = time.monotonic() + wait
     while not database.value("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)):
         if time.monotonic() > deadline:
-            holder = database.row(
-                "SELECT a.pid, a.application_name, a.backend_start::timestamptz(0)::text AS since"
-                " FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
-                " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
-                " AND (l.classid::bigint << 32) + l.objid::bigint = %s AND l.database ="
-                " (SELECT oid FROM pg_database WHERE datname = current_database())",
-                (LOCK_KEY,),
-            )
+            holder = lock_holder(database)
             who = f"pid {holder['pid']} ({holder['application_name']}, since {holder['since']})" if holder else "another session"
             raise UnifiedUserError(
                 "start the run",
@@ -206,7 +243,7 @@ def abort_run(database: Database) -> None:
     """Forget where rows went, and make the current run history."""
     database.execute(
         "TRUNCATE unified_user_journal.identity_map, unified_user_journal.quarantine, unified_user_journal.identity_lock,"
-        " unified_user_journal.divergence, unified_user_journal.pinned_booking"
+        " unified_user_journal.divergence, unified_user_journal.pinned_booking, unified_user_journal.backfill"
     )
     database.execute("UPDATE unified_user_journal.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
 

@@ -106,6 +106,13 @@ ROW_COPIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "new_bookings": ("bookings", ("customerId",)),
 }
 
+#: Shared rows that unified rows refer to: unified table -> column -> table.
+PARENTS = {
+    "studio_ownership": {"studioId": "studios"},
+    "_UserFavorites": {"A": "studios"},
+    "new_bookings": {"studioId": "studios", "serviceId": "services"},
+}
+
 #: The tables whose rows are people, in survivor order, with the role each gives.
 PEOPLE: dict[str, str] = {"studio_owners": OWNER_ROLE, "customers": CUSTOMER_ROLE}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Iterator
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect, pooler
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, INFO, WARNING, Finding
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._preflight_context import Context, Probe, and_more
 
@@ -30,9 +30,6 @@ WHERE d.datname = current_database() AND r.rolname = current_user
 def server_facts(database: Database, parameters: dict[str, Any]) -> dict[str, Any]:
     """Ask the server what it is, outside of any transaction, and find out whether a pooler stands in between.
 
-    A pooler hands out a process id of its own. In transaction mode, a second session is then served by the very server
-    process that served the first one, which is idle.
-
     Args:
         database: the open session.
         parameters: module parameters, to open a second session where there is a pooler.
@@ -45,14 +42,7 @@ def server_facts(database: Database, parameters: dict[str, Any]) -> dict[str, An
     """
     facts = database.row(_FACTS)
     facts["major"] = facts["version_num"] // 10000
-    facts["pooler"] = None
-    if database.connection.info.backend_pid != facts["backend_pid"]:
-        second = connect(parameters)
-        try:
-            same = second.value("SELECT pg_backend_pid()") == database.value("SELECT pg_backend_pid()")
-        finally:
-            second.close()
-        facts["pooler"] = "transaction" if same else "session"
+    facts["pooler"] = pooler(database, lambda: connect(parameters))
     return facts
 
 

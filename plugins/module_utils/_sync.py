@@ -90,7 +90,7 @@ class Sync:
             return False
         _journal.create(self.database)
         # Before the triggers: without them every write would look through whole tables.
-        _sync_indexes.make(self.database, self.schema, self.options.policies)
+        _sync_indexes.make(self.database, self.schema, self.options.policies, direction)
         self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
         return True
 
@@ -101,7 +101,7 @@ class Sync:
         current = self._current()
         if not current or current["direction"] != direction or self._missing(direction):
             return True
-        return bool(_sync_indexes.missing(self.database, self.schema, self.options.policies))
+        return bool(_sync_indexes.missing(self.database, self.schema, self.options.policies, direction))
 
     def _require_run(self) -> None:
         """Insist on a finished copy under the same settings: sync only carries what is written from now on."""
@@ -117,7 +117,7 @@ class Sync:
             )
 
     def install_in_transaction(self, direction: str) -> None:
-        """Do what ``install`` does, in the transaction that is open, whose caller waits for locks."""
+        """Make functions and triggers in the transaction that is open, whose caller waits for locks; indexes are made before it."""
         since = (self._current() or {}).get("since")
         drop(self.database, self.schema.name)
         for name, attributes in TYPES.items():
@@ -159,13 +159,16 @@ class Sync:
         Args:
             keys: the identity keys; None stands for all.
         """
-        if keys is None:
-            keys = [row["key"] for row in self.database.rows(self._all_keys())]
-        bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
+        every_key, bookings = self.everything()
+        keys = every_key if keys is None else keys
         self.database.execute(
             "SELECT unified_user_journal.recompute(%s::text[], '{}', %s::text[], '{}', '{}', '{}', false, (now() AT TIME ZONE 'UTC')::timestamp(3))",
             (keys, bookings),
         )
+
+    def everything(self) -> tuple[list[str], list[str]]:
+        """Return the keys of all identities, and the ids of bookings that are on one side only."""
+        return [row["key"] for row in self.database.rows(self._all_keys())], [row["id"] for row in self.database.rows(self._stray_bookings())]
 
     def status(self) -> dict[str, Any]:
         """Say what is on, and what is wrong with it.

@@ -260,13 +260,6 @@ _REFERRING = (
     ("_CustomerFavorites", "A", "customers"),
 )
 
-#: Shared rows that unified rows refer to: unified table -> column -> table.
-_PARENTS = {
-    "studio_ownership": {"studioId": "studios"},
-    "_UserFavorites": {"A": "studios"},
-    "new_bookings": {"studioId": "studios", "serviceId": "services"},
-}
-
 _BOOKING_TRIGGER = """
 DECLARE
     uu_user text;
@@ -627,7 +620,7 @@ class Forward:
                 "(w.{column} IS NULL OR EXISTS (SELECT FROM {parent} AS p WHERE p.{parent.id} = w.{column} FOR KEY SHARE))",
                 column=sql.Identifier(names[column]), parent=parent,
             )
-            for column, parent in _PARENTS.get(table, {}).items()
+            for column, parent in _mapping.PARENTS.get(table, {}).items()
         ]
         return all_of(conditions)
 

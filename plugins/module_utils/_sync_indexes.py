@@ -60,26 +60,39 @@ class Index:
     definition: object
 
 
-def missing(database: Database, schema: Schema, policies: Policies) -> list[Index]:
+def lookups(direction: str) -> list[tuple[str, str]]:
+    """Return the columns that rows are looked up by, as (logical table, column).
+
+    Args:
+        direction: ``forward`` needs fewer than ``reverse`` and ``both``.
+    """
+    keys = [("customers", "email"), ("studio_owners", "email"), ("bookings", "customerEmail")]
+    if direction != "forward":
+        keys.append(("users", "email"))
+    return keys + [(table, column) for table, columns in _COLUMNS.items() for column in columns]
+
+
+def missing(database: Database, schema: Schema, policies: Policies, direction: str) -> list[Index]:
     """Return the indexes that are not there, or not valid.
 
     Args:
         database: an open session.
         schema: the resolved tables.
         policies: the operator's decisions; they say what a key is.
+        direction: what the sync does.
     """
     there = {row["name"] for row in database.rows(_OURS, (schema.name,)) if row["valid"]}
     wanted = []
-    for table, column in (("customers", "email"), ("studio_owners", "email"), ("users", "email"), ("bookings", "customerEmail")):
+    for table, column in lookups(direction):
+        if table in _COLUMNS and column in _COLUMNS[table]:
+            name = schema[table].names.get(column)
+            if name and not _covered(database, schema.table(table), name):
+                wanted.append(Index(f"{PREFIX}{table}_{column}", schema.table(table), compose("({c})", {"c": schema.column(table, column)})))
+            continue
         key = identity_key(schema.column(table, column), policies.email_match)
         # Bookings that name a customer are found by him.
         where = schema.compose(" WHERE {bookings.customerId} IS NULL") if table == "bookings" else sql.SQL("")
         wanted.append(Index(f"{PREFIX}{table}_key", schema.table(table), compose("(({key})){where}", {"key": key, "where": where})))
-    for table, columns in _COLUMNS.items():
-        for column in columns:
-            if column in schema[table].names and not _covered(database, schema.table(table), schema[table].names[column]):
-                name = f"{PREFIX}{table}_{column}"
-                wanted.append(Index(name, schema.table(table), compose("({c})", {"c": schema.column(table, column)})))
     for table, column in _JOURNAL:
         wanted.append(Index(f"{PREFIX}{table}_{column}", sql.Identifier(_journal.SCHEMA, table), compose("({c})", {"c": sql.Identifier(column)})))
     return [index for index in wanted if index.name not in there]
@@ -89,16 +102,18 @@ def _covered(database: Database, table, column: str) -> bool:
     return database.value(_COVERED, (table.as_string(database.connection), column))
 
 
-def make(database: Database, schema: Schema, policies: Policies) -> int:
-    """Make the missing indexes beside a running application, and return how many; nothing waits for them.
+def make(database: Database, schema: Schema, policies: Policies, direction: str) -> int:
+    """Make the missing indexes, and return how many.
 
-    An interrupted one's remains are dropped first. Must be called outside a transaction.
+    Outside a transaction that is done beside a running application, which does not wait for it; inside one the caller holds
+    locks against writers already. An interrupted one's remains are dropped first.
     """
+    how = sql.SQL("" if database.in_transaction else "CONCURRENTLY ")
     drop(database, schema.name, invalid_only=True)
-    indexes = missing(database, schema, policies)
+    indexes = missing(database, schema, policies, direction)
     for index in indexes:
-        parts = {"name": sql.Identifier(index.name), "table": index.table, "definition": index.definition}
-        database.execute(compose("CREATE INDEX CONCURRENTLY {name} ON {table} {definition}", parts))
+        parts = {"how": how, "name": sql.Identifier(index.name), "table": index.table, "definition": index.definition}
+        database.execute(compose("CREATE INDEX {how}{name} ON {table} {definition}", parts))
     return len(indexes)
 
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterator
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping, _sync
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _deferral, _journal, _mapping, _sync, _sync_indexes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql, with_lock_retries
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import fix_text_form, lift_timeouts, list_tables, measure_rows
@@ -37,6 +37,7 @@ class Options:
         maintenance_work_mem: memory for building an index, as PostgreSQL spells it.
         sample_size: how many samples a difference shows.
         mask_pii: whether e-mails are masked in messages.
+        sync: whether what the legacy side writes after the copy is carried, too.
     """
 
     schema: str = "public"
@@ -48,11 +49,12 @@ class Options:
     maintenance_work_mem: str = "512MB"
     sample_size: int = 5
     mask_pii: bool = True
+    sync: bool = False
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any]) -> Options:
         """Take the options out of module parameters."""
-        names = ("schema", "mapping", "lock_timeout", "lock_retry_seconds", "work_mem", "maintenance_work_mem", "sample_size", "mask_pii")
+        names = ("schema", "mapping", "lock_timeout", "lock_retry_seconds", "work_mem", "maintenance_work_mem", "sample_size", "mask_pii", "sync")
         return cls(policies=Policies.from_parameters(parameters), **{name: parameters[name] for name in names})
 
 
@@ -76,6 +78,19 @@ class _Clock:
         return round((time.monotonic() - self.started) * 1000)
 
 
+def set_up_session(database: Database) -> None:
+    """Make a session fit for copying: its settings last until it ends."""
+    # A killed client's statement would otherwise run to its end before the server notices (PostgreSQL 14 and later).
+    if database.connection.server_version >= 140000:
+        database.execute("SET client_connection_check_interval = '1s'")
+    database.execute("SET TIME ZONE 'UTC'")
+    database.execute("SET search_path = pg_catalog")
+    # Rows that a policy would hide are an error, not rows that are not there.
+    database.execute("SET row_security = off")
+    # What goes to quarantine is kept to the last digit, whatever the database's own setting.
+    database.execute("SET extra_float_digits = 1")
+
+
 class AtomicCopy:
     """One atomic migration of the data.
 
@@ -84,19 +99,14 @@ class AtomicCopy:
         options: how to copy.
     """
 
+    #: What the journal calls this way to copy.
+    strategy = "atomic"
+
     def __init__(self, database: Database, options: Options) -> None:
         self.database = database
         self.options = options
         self.clock = _Clock()
-        # A killed client's statement would otherwise run to its end before the server notices (PostgreSQL 14 and later).
-        if database.connection.server_version >= 140000:
-            database.execute("SET client_connection_check_interval = '1s'")
-        database.execute("SET TIME ZONE 'UTC'")
-        database.execute("SET search_path = pg_catalog")
-        # Rows that a policy would hide are an error, not rows that are not there.
-        database.execute("SET row_security = off")
-        # What goes to quarantine is kept to the last digit, whatever the database's own setting.
-        database.execute("SET extra_float_digits = 1")
+        set_up_session(database)
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
 
     def plan(self) -> dict[str, Any]:
@@ -146,6 +156,11 @@ class AtomicCopy:
             run = _journal.current_run(self.database)
             if run and run["state"] == "finished":
                 return self._already_done(run)
+            if run and run["strategy"] != self.strategy:
+                raise UnifiedUserError(
+                    f"begin the {self.strategy} migration of the data", f"the {run['strategy']} one has begun already",
+                    f"Go on with data_migration_strategy: {run['strategy']}, or undo it first with playbooks/abort.yml",
+                )
             return self._copy()
 
     def undo(self, check_mode: bool = False) -> dict[str, Any]:
@@ -340,8 +355,21 @@ class AtomicCopy:
             database.execute(sql.SQL("ANALYZE {}").format(comma(self.schema.table(name) for name in _mapping.FILLED)))
         with self.clock.phase("verify") as phase:
             phase["rows"] = len(verify(database, self.schema, options.policies, options.sample_size, options.mask_pii).require().checks)
+        if options.sync:
+            with self.clock.phase("turn on the sync"):
+                self._keep_in_step()
         _journal.finish_run(database, run["id"], summary)
         return self._result(changed=True, finished=True, **summary)
+
+    def _keep_in_step(self) -> None:
+        """Carry what the legacy side writes as soon as its locks are gone: nothing falls between the copy and the sync."""
+        _sync_indexes.make(self.database, self.schema, self.options.policies, "forward")
+        self._sync().install_in_transaction("forward")
+
+    def _sync(self) -> _sync.Sync:
+        options = self.options
+        wanted = _sync.SyncOptions(options.schema, options.mapping, options.policies, options.lock_timeout, options.lock_retry_seconds)
+        return _sync.Sync(self.database, wanted)
 
     def _identities(self, projection: Projection) -> None:
         for name, select in (("member", projection.member()), ("guest", projection.guest())):

@@ -106,15 +106,15 @@ class Subject:
         self.execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS unified_user_journal CASCADE")
         oracle.write_legacy(self.connection, legacy, self.layout)
 
-    def connect(self):
-        """Open such a session; the caller closes it."""
+    def connect_as_module(self):
+        """Open a session such as a module would open; the caller closes it."""
         cluster = self._cluster
         return connect({"login_unix_socket": cluster.host, "login_port": cluster.port, "login_user": cluster.user, "login_db": self._name})
 
     @contextlib.contextmanager
     def session(self):
-        """A session such as a module would open."""
-        database = self.connect()
+        """A session such as a module would open, for the block."""
+        database = self.connect_as_module()
         try:
             yield database
         finally:
@@ -151,7 +151,7 @@ class Subject:
         """What verification, run by itself from two sessions as a module does, finds wrong: name of the check -> check."""
         chosen = ModulePolicies.from_parameters(asdict(policies))
         with self.session() as database:
-            found = verify_database(database, self.layout.schema, policies=chosen, mask_pii=False, connect=self.connect)
+            found = verify_database(database, self.layout.schema, policies=chosen, mask_pii=False, connect=self.connect_as_module)
         failed = {check.name: check for check in found.checks if not check.passed}
         assert found.passed == (not failed)
         return failed

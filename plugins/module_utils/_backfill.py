@@ -1,0 +1,288 @@
+# Copyright: (c) 2026, RNLT Labs
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The backfill of an online migration: batches of identity keys, each locked, carried and counted in one transaction.
+
+A batch carries keys that nobody has locked before: whoever writes to an identity locks its key and carries it whole, so what
+has a lock row is there. The rows are the copy's projection of these keys. Identities that are out of the ordinary go through
+the sync's ``recompute`` instead.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2, sql
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
+
+#: Somebody else is at work on one of these rows: the batch goes again, smaller.
+YIELDING = ("55P03", "40P01", "40001")
+
+_NEXT = """
+INSERT INTO batch (key)
+SELECT k.key FROM ({sources}) AS k WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C" LIMIT {size}
+"""
+
+# OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it.
+_EACH = "SELECT scoped.* FROM {of} CROSS JOIN LATERAL (SELECT t.* FROM {table} AS t WHERE {condition} OFFSET 0) AS scoped"
+
+# Of these keys only those that nobody has locked before stay in the batch; the others have been carried whole.
+_LOCK = """
+WITH locked AS (
+    INSERT INTO unified_user_journal.identity_lock (identity_key, generation)
+    SELECT b.key, 1 FROM batch AS b ORDER BY b.key COLLATE "C" ON CONFLICT (identity_key) DO NOTHING RETURNING identity_key
+)
+DELETE FROM batch AS b WHERE NOT EXISTS (SELECT FROM locked AS l WHERE l.identity_key = b.key)
+"""
+
+# What is not simply new: an id that somebody else has or had, a duplicate that stays out, an unusable e-mail.
+_UNUSUAL = """
+SELECT DISTINCT q.key FROM (
+    SELECT m.key FROM member AS m WHERE EXISTS (
+        SELECT FROM unified_user_journal.identity_map AS i WHERE i.source_id = m.source_id AND i.source_table IN ('studio_owners', 'customers'))
+    UNION ALL SELECT m.key FROM member AS m WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id IN (m.user_id, m.source_id))
+    UNION ALL SELECT m.key FROM member AS m JOIN {studio_owners} AS o ON o.{studio_owners.id} = m.source_id WHERE m.side = {customer} AND {owner_key} <> m.key
+    UNION ALL SELECT m.key FROM member AS m JOIN {customers} AS c ON c.{customers.id} = m.source_id WHERE m.side <> {customer} AND {customer_key} <> m.key
+    UNION ALL SELECT m.key FROM member AS m WHERE NOT {usable}
+    {duplicates}
+    UNION ALL SELECT g.key FROM guest AS g WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = g.user_id)
+    UNION ALL SELECT g.key FROM guest AS g JOIN {studio_owners} AS o ON o.{studio_owners.id} = g.user_id
+    UNION ALL SELECT g.key FROM guest AS g JOIN {customers} AS c ON c.{customers.id} = g.user_id
+) AS q
+"""
+
+_DUPLICATES = "UNION ALL SELECT m.key FROM member AS m GROUP BY m.key, m.side HAVING count(*) > 1"
+
+_CARRY = "WITH carried AS (INSERT INTO {table} ({columns}) {select} RETURNING {parents}){held} SELECT (SELECT count(*) FROM carried) AS rows{lost}"
+
+# A parent that is being deleted answers at once; one that is gone already is missing from what could be locked.
+_HELD = (
+    ", held_{n} AS MATERIALIZED (SELECT p.{parent.id} FROM {parent} AS p WHERE p.{parent.id} IN (SELECT c.{column} FROM carried AS c) FOR KEY SHARE NOWAIT)"
+)
+
+_LOST = ", (SELECT count(DISTINCT c.{column}) FROM carried AS c) - (SELECT count(*) FROM held_{n}) AS lost_{n}"
+
+_QUARANTINE = """
+INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row") {select} ON CONFLICT (source_table, source_id) DO NOTHING
+"""
+
+RECOMPUTE = """
+SELECT unified_user_journal.recompute(%s::text[], '{}', %s::text[], '{}', '{}', '{}', false, %s::timestamp)
+"""
+
+
+class Yielded(Exception):
+    """A batch made way for somebody else's transaction."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one batch did.
+
+    Attributes:
+        keys: how many it looked at; 0 at the slice's end.
+        rows: unified rows written.
+        seconds: how long its transaction took.
+    """
+
+    keys: int
+    rows: int
+    seconds: float
+
+
+class Backfill:
+    """One worker's batches.
+
+    Args:
+        database: a session of its own, with ``search_path`` set to ``pg_catalog``.
+        schema: the resolved tables.
+        policies: the operator's decisions.
+        started_at: the run's start, a timestamp in UTC without zone, as text.
+        number: which slice of the keys it works on.
+    """
+
+    def __init__(self, database: Database, schema: Schema, policies: Policies, started_at: str, number: int) -> None:
+        self.database = database
+        self.schema = schema
+        self.policies = policies
+        self.started_at = started_at
+        self.number = number
+        people: dict[str, object] = {table: self._in_batch(table) for table in _mapping.PEOPLE}
+        people["bookings"] = anonymous = self._in_batch("bookings", schema.compose(" AND t.{bookings.customerId} IS NULL"))
+        named = schema.compose(_EACH, of=sql.SQL("member AS n"), table="bookings", condition=schema.compose(
+            "t.{bookings.customerId} = n.source_id AND n.side = {customer}", customer=sql.Literal(CUSTOMER_SIDE)
+        ))  # fmt: skip
+        bookings = sql.SQL(" UNION ALL ").join([named, anonymous])
+        moment = sql.Literal(started_at) + sql.SQL("::timestamp(3)")
+        self._people = Projection(ScopedSchema(schema, people), policies, moment)
+        self._projection = Projection(ScopedSchema(schema, {"bookings": bookings}), policies, moment)
+
+    def _in_batch(self, table: str, condition=None):
+        """Select the rows of a table whose key is in the batch."""
+        key = compose("{key} = b.key", {"key": self._key(table, "t")})
+        return self.schema.compose(_EACH, of=sql.SQL("batch AS b"), table=table, condition=sql.Composed([key, condition or sql.SQL("")]))
+
+    def prepare(self) -> None:
+        """Set up the session: it keeps the same temporary tables for all its batches."""
+        database = self.database
+        for name, value in (("jit", "off"), ("random_page_cost", "1.1"), ("client_min_messages", "warning"), ("max_parallel_workers_per_gather", "0")):
+            database.value("SELECT set_config(%s, %s, false)", (name, value))
+        database.execute("CREATE TEMPORARY TABLE batch (key text PRIMARY KEY) ON COMMIT DELETE ROWS")
+        for name, select in (("member", self._people.member()), ("guest", self._people.guest())):
+            database.execute(
+                compose("CREATE TEMPORARY TABLE {name} ON COMMIT DELETE ROWS AS {select} WITH NO DATA", {"name": sql.Identifier(name), "select": select})
+            )
+
+    def advance(self, size: int, lock_timeout: int) -> Carried:
+        """Carry the next keys of the slice, and move its cursor, in one transaction.
+
+        Args:
+            size: how many keys at most.
+            lock_timeout: longest wait for a lock, in milliseconds.
+
+        Raises:
+            Yielded: somebody else is at work on them; nothing was carried.
+        """
+        started = time.monotonic()
+        try:
+            with self.database.transaction():
+                lift_timeouts(self.database)
+                self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout}ms",))
+                keys, last = self._next(size)
+                rows = self._carry() if keys else 0
+                self.database.execute(
+                    "UPDATE unified_user_journal.backfill SET after = coalesce(%s, after), rows = rows + %s, done = %s WHERE slice = %s",
+                    (last, rows, keys < size, self.number),
+                )
+        except psycopg2.Error as error:
+            if error.pgcode in YIELDING and not self.database.connection.closed:
+                raise Yielded(self.database.connection) from error
+            raise
+        return Carried(keys, rows, time.monotonic() - started)
+
+    def skip(self) -> None:
+        """Move the cursor past the next key: it is looked at again at the end."""
+        with self.database.transaction():
+            keys, last = self._next(1)
+            self.database.execute(
+                "UPDATE unified_user_journal.backfill SET after = coalesce(%s, after), skipped = skipped + 1, done = %s WHERE slice = %s",
+                (last, not keys, self.number),
+            )
+
+    def _next(self, size: int) -> tuple[int, str | None]:
+        """Put the next keys into the batch; return how many and the last of them."""
+        row = self.database.row("SELECT after, upto FROM unified_user_journal.backfill WHERE slice = %s", (self.number,))
+        limit = sql.Literal(size)
+        sources = []
+        for table in (*_mapping.PEOPLE, "bookings"):
+            key = self._key(table, "t")
+            conditions = [self.schema.compose("t.{bookings.customerId} IS NULL")] if table == "bookings" else []
+            for operator, bound in ((">", row["after"]), ("<=", row["upto"])):
+                if bound is not None:
+                    conditions.append(compose(f"{{key}} {operator} {{bound}}", {"key": key, "bound": sql.Literal(bound)}))
+            where = sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
+            sources.append(self.schema.compose(
+                "(SELECT DISTINCT {key} AS key FROM {table} AS t{where} ORDER BY 1 LIMIT {size})", key=key, table=table, where=where, size=limit
+            ))  # fmt: skip
+        self.database.execute(compose(_NEXT, {"sources": sql.SQL(" UNION ").join(sources), "size": limit}))
+        return self.database.value("SELECT count(*) FROM batch"), self.database.value('SELECT max(key COLLATE "C") FROM batch')
+
+    def _carry(self) -> int:
+        database = self.database
+        database.execute(_LOCK)
+        database.execute("ANALYZE batch")
+        database.execute(compose("INSERT INTO member {select}", {"select": self._people.member()}))
+        database.execute(compose("INSERT INTO guest {select}", {"select": self._people.guest()}))
+        unusual = [row["key"] for row in database.rows(self._unusual())]
+        if unusual:
+            for table in ("batch", "member", "guest"):
+                database.execute(compose("DELETE FROM {table} WHERE key = ANY (%s)", {"table": sql.Identifier(table)}), (unusual,))
+        database.execute("ANALYZE member")
+        rows = sum(self._fill(table, *target) for table, target in self._targets())
+        database.execute(compose(
+            "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}",
+            {"select": self._projection.identity_map()},
+        ))  # fmt: skip
+        database.execute(compose(_QUARANTINE, {"select": self._people.quarantine()}))
+        if unusual:
+            database.value(RECOMPUTE, (unusual, [], self.started_at))
+        return rows
+
+    def _targets(self) -> list[tuple[str, Any]]:
+        projection = self._projection
+        return [
+            ("users", projection.users()),
+            ("user_role_assignments", projection.user_role_assignments()),
+            ("studio_ownership", projection.studio_ownership()),
+            ("new_accounts", projection.new_accounts()),
+            ("new_sessions", projection.new_sessions()),
+            ("new_bookings", projection.new_bookings()),
+            ("_UserFavorites", projection.favourites()),
+        ]
+
+    def _fill(self, table: str, columns: list, select) -> int:
+        names = self.schema[table].names
+        parents = [(number, sql.Identifier(names[column]), parent) for number, (column, parent) in enumerate(_mapping.PARENTS.get(table, {}).items())]
+        row = self.database.row(self.schema.compose(
+            _CARRY, table=table, columns=comma(columns), select=select,
+            parents=comma([column for unused, column, unused_too in parents] or [sql.SQL("1")]),
+            held=sql.Composed([self.schema.compose(_HELD, n=sql.SQL(str(n)), column=column, parent=parent) for n, column, parent in parents]),
+            lost=sql.Composed([compose(_LOST, {"n": sql.SQL(str(n)), "column": column}) for n, column, unused in parents]),
+        ))  # fmt: skip
+        if any(count for name, count in row.items() if name != "rows"):
+            raise Yielded(table)
+        return row["rows"]
+
+    def _unusual(self):
+        stays_out = self.policies.duplicate_identities != "merge"
+        return self.schema.compose(
+            _UNUSUAL, customer=sql.Literal(CUSTOMER_SIDE), owner_key=self._key("studio_owners", "o"), customer_key=self._key("customers", "c"),
+            usable=is_usable(sql.SQL("m.key")), duplicates=sql.SQL(_DUPLICATES if stays_out else ""),
+        )
+
+    def _key(self, table: str, alias: str):
+        email = self.schema.column(table, "customerEmail" if table == "bookings" else "email")
+        return identity_key(compose("{alias}.{email}", {"alias": sql.SQL(alias), "email": email}), self.policies.email_match)
+
+
+def make_slices(database: Database, schema: Schema, policies: Policies, workers: int) -> None:
+    """Share the keys out, once: a run that goes on keeps its slices.
+
+    Args:
+        database: an open session outside a transaction.
+        schema: the resolved tables.
+        policies: the operator's decisions.
+        workers: how many slices of about the same number of keys.
+    """
+    if database.value("SELECT EXISTS (SELECT FROM unified_user_journal.backfill)"):
+        return
+    customer = compose("t.{email}", {"email": schema.column("customers", "email")})
+    key = identity_key(customer, policies.email_match)
+    # Customers are nearly everybody.
+    bounds = [
+        database.value(schema.compose("SELECT {key} FROM {customers} AS t ORDER BY {key} OFFSET (SELECT count(*) * {n} / {all} FROM {customers}) LIMIT 1",
+                                      key=key, n=sql.Literal(number), all=sql.Literal(workers)))
+        for number in range(1, workers)
+    ]  # fmt: skip
+    lower = None
+    with database.transaction():
+        for number, upper in enumerate([*sorted({bound for bound in bounds if bound is not None}), None]):
+            database.execute("INSERT INTO unified_user_journal.backfill (slice, after, upto) VALUES (%s, %s, %s)", (number, lower, upper))
+            lower = upper
+
+
+def begin_again(database: Database) -> bool:
+    """Start over where keys were skipped; return whether there were any. What has been carried is passed over quickly."""
+    with database.transaction():
+        skipped = database.value("SELECT coalesce(sum(skipped), 0) FROM unified_user_journal.backfill")
+        if skipped:
+            database.execute("DELETE FROM unified_user_journal.backfill WHERE slice > 0")
+            database.execute("UPDATE unified_user_journal.backfill SET after = NULL, upto = NULL, skipped = 0, done = false WHERE slice = 0")
+    return bool(skipped)
