@@ -225,9 +225,14 @@ class Stand:
         }
 
     @contextlib.contextmanager
-    def application(self, release: Path, cluster, dbname: str, log: Path, **changes: str):
-        """Run a built release on a database; ``changes`` are further environment variables, e.g. ``BROKEN="role-unchecked"``."""
-        environment = self.environment(cluster, dbname, **changes)
-        command = ["node", _NEXT, "start", "-H", "127.0.0.1", "-p", str(self.port)]
-        with _running(command, release, environment, self.port, f"{self.base_path}/api/health", log) as process:
+    def application(self, release: Path, cluster, dbname: str, log: Path, port: int = 0, **changes: str):
+        """Run a built release on a database, on another port where one is given.
+
+        Args:
+            changes: further environment variables, e.g. ``BROKEN="role-unchecked"``.
+        """
+        port = port or self.port
+        environment = {**self.environment(cluster, dbname, **changes), "PORT": str(port)}
+        command = ["node", _NEXT, "start", "-H", "127.0.0.1", "-p", str(port)]
+        with _running(command, release, environment, port, f"{self.base_path}/api/health", log) as process:
             yield process

@@ -1,5 +1,7 @@
-// Mistakes that applications make, one switch each: BROKEN=<name> in the environment of a test build makes one.
-// Outside a test build the switches do nothing.
+// Mistakes that applications make, one switch each: BROKEN=<name> in the environment of a test build makes one, or the name in
+// the file BROKEN_FILE, which may change while the application runs. Outside a test build the switches do nothing.
+import { readFileSync } from "node:fs";
+
 export const BREAKAGES = [
   "adapter-of-legacy-tables",
   "bookings-of-everybody",
@@ -32,5 +34,7 @@ export const BREAKAGES = [
 export type Breakage = (typeof BREAKAGES)[number];
 
 export function broken(name: Breakage): boolean {
-  return process.env.TEST_BUILD === "1" && process.env.BROKEN === name;
+  if (process.env.TEST_BUILD !== "1") return false;
+  const file = process.env.BROKEN_FILE;
+  return (file ? readFileSync(file, "utf8").trim() : process.env.BROKEN) === name;
 }

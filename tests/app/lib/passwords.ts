@@ -1,6 +1,6 @@
 import bcrypt from "bcryptjs";
 
-const COST = 10;
+const COST = Number(process.env.BCRYPT_COST ?? 10);
 // Compared with when there is nobody, so that an unknown address takes as long as a wrong password.
 const NOBODY = bcrypt.hashSync("nobody has this password", COST);
 
