@@ -41,13 +41,12 @@ def test_everything_passes_on_a_good_application(site):
 
 def test_under_sync_the_link_read_in_the_database(make_site):
     site = make_site()
-    with site.session() as database:
-        assert Sync(database, SyncOptions()).install("both")
-    before = site.contents()
-    with site.beside("without-mail", SMTP_URL="", MAIL_MODE="log") as (url, _log):
-        passed(site.check(url=url, google="redirect", mail={"source": "database"}))
-    assert site.contents() == before
-    with site.session() as database:
+    with site.beside("without-mail", SMTP_URL="", MAIL_MODE="log") as (url, _log), site.session() as database:
+        for direction in ("forward", "both", "reverse"):
+            Sync(database, SyncOptions()).install(direction)
+            before = site.contents()
+            passed(site.check(url=url, google="redirect", mail={"source": "database"}))
+            assert site.contents() == before, direction
         verify_database(database).require()
 
 
