@@ -1,7 +1,8 @@
 """The demo: the reference case on a real server of its own, migrated by the playbook an operator would use.
 
-    tools/demo.py run [--reset]     starts the server, makes the application's database unless it is there, migrates it
-    tools/demo.py psql [ARGUMENT …] opens psql on it, as the application's role
+    tools/demo.py run [--reset]                 starts the server, makes the application's database unless it is there, migrates it
+    tools/demo.py run --playbook rehearse       as far as there, and runs another playbook
+    tools/demo.py psql [ARGUMENT …]             opens psql on it, as the application's role
 
 The database stays in .cache between runs; --reset makes it anew. The server runs only as long as this program.
 """
@@ -127,7 +128,7 @@ def command_run(arguments) -> int:
             make_database(cluster)
             say(f"PostgreSQL {MAJOR} is up; database {DATABASE} has the legacy schema and the reference case")
         write_connection(cluster, password)
-        playbook = [str(Path(sys.executable).parent / "ansible-playbook"), "migrate.yml", "-i", "demo", *arguments.options]
+        playbook = [str(Path(sys.executable).parent / "ansible-playbook"), f"{arguments.playbook}.yml", "-i", "demo", *arguments.options]
         say(f"cd playbooks && ansible-playbook {' '.join(playbook[1:])}\n")
         playbook_started = time.monotonic()
         status = subprocess.run(playbook, cwd=ROOT / "playbooks", check=False).returncode
@@ -159,6 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="migrate the reference case; arguments after -- go to ansible-playbook")
     run.add_argument("--reset", action="store_true", help="make the database anew")
+    playbooks = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
+    run.add_argument("--playbook", choices=playbooks, default="migrate", help="the playbook to run (default %(default)s)")
     run.set_defaults(function=command_run)
     commands.add_parser("psql", help="look at the database; arguments after -- go to psql").set_defaults(function=command_psql)
     argv = sys.argv[1:] if argv is None else argv

@@ -57,14 +57,31 @@ def its_demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(its_demo):
-    """The demo from scratch, then again."""
+def rehearsed(its_demo):
+    """The demo from scratch, and only rehearsed."""
+    return its_demo.run("run", "--playbook", "rehearse", log="demo-rehearsal")
+
+
+@pytest.fixture(scope="module")
+def runs(its_demo, rehearsed):
+    """The demo after it was rehearsed, then again."""
     return its_demo.run("run", log="demo-first"), its_demo.run("run", log="demo-second")
 
 
 def recap(done: subprocess.CompletedProcess) -> dict[str, int]:
     line = next(line for line in done.stdout.splitlines() if re.match(r"localhost\s+: ok=", line))
     return {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", line)}
+
+
+def test_rehearsal_prints_the_forecast_and_the_real_run_is_shown_against_it(rehearsed, runs):
+    assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr
+    forecast = rehearsed.stdout.partition("FORECAST           SECONDS")[2]
+    assert re.match(r"\s+restore +\d+\.\d\s+schema_deploy +\d+\.\d\s+data_migration +\d+\.\d\s+verification +\d+\.\d\s+rollback +\d+\.\d\s", forecast)
+    assert re.search(r"longest lock +\d+\.\d  \(the legacy tables take no writes that long\)", forecast)
+    assert "nothing outside the unified tables changed" in forecast
+    shown = runs[0].stdout.partition("SECONDS FORECAST  WHAT")[2]
+    for step in ("schema_deploy", "data_migration", "verification"):
+        assert re.search(rf"{step} +\w+ +\d* +\d+\.\d +\d+\.\d  ", shown), f"{step} has its duration and the forecast of it"
 
 
 def test_migrates_the_reference_case_without_a_failure(runs):
