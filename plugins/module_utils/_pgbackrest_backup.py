@@ -53,7 +53,7 @@ FROM (VALUES ('pg_create_restore_point(text)'), ('pg_switch_wal()')) AS r (name)
 """
 
 _SERVER = """
-SELECT current_setting('data_directory', true) AS data_directory, pg_is_in_recovery() AS in_recovery,
+SELECT (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory, pg_is_in_recovery() AS in_recovery,
        (SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8192 ELSE 1 END FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes
 """
 
@@ -222,7 +222,8 @@ def _fill(
         )
     timeline = frozen.segment[:8]
     command = pgbackrest.command(
-        f"--set={chosen['label']}", "--type=name", f"--target={frozen.name}", f"--target-timeline={int(timeline, 16)}", "--delta", "restore", repo=True
+        f"--set={chosen['label']}", "--type=name", f"--target={frozen.name}", f"--target-timeline={int(timeline, 16)}",
+        "--target-action=promote", "--delta", "restore", repo=True,
     )
     manifest = {
         "manifest_version": MANIFEST_VERSION,

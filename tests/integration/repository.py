@@ -34,7 +34,9 @@ class Repository:
         self.path.mkdir()
         owner = cluster.data_directory.stat()
         self.user = pwd.getpwuid(owner.st_uid).pw_name
-        os.chown(self.path, owner.st_uid, owner.st_gid)
+        # What a server finds in its data directory is its own, as everywhere but here.
+        for path in (self.path, *cluster.data_directory.glob("*.conf")):
+            os.chown(path, owner.st_uid, owner.st_gid)
         self.configure()
         self.run("stanza-create")
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -221,18 +223,20 @@ def test_notices_wal_that_is_gone(site, taken, options, damaged):
     refuse(restore(options, taken), "trust backup", "is missing", facts_of(taken)["wal"]["stop"])
 
 
-def test_explains_a_recovery_that_runs_out_of_wal(site, taken, damaged, options, tmp_path):
+def test_explains_a_recovery_that_runs_out_of_wal(site, taken, damaged, options, altered):
     """The segment vanishes between being looked at and being asked for: its manifest is made to forget it."""
-    path = Path(shutil.copytree(taken["path"], tmp_path / "forgetful"), "manifest.json")
-    manifest = json.loads(path.read_text())
-    stop = manifest["pgbackrest"]["wal"]["stop"]
-    manifest["files"] = [file for file in manifest["files"] if stop not in file["name"]]
-    manifest["sha256"] = sha256_of_files(manifest["files"])
-    path.write_text(json.dumps(manifest))
-    path.with_name("proof.json").write_text("{}")
+    stop = facts_of(taken)["wal"]["stop"]
+
+    def forget(manifest: dict) -> None:
+        manifest["files"] = [file for file in manifest["files"] if stop not in file["name"]]
+        manifest["sha256"] = sha256_of_files(manifest["files"])
+
+    forgetful = altered(forget)
+    proof = Path(forgetful["path"], "proof.json")
+    proof.write_text("{}")
     damaged(wal_of(site, taken)[-1], Path.unlink)
-    refuse(restore(options, {"path": str(path.parent)}), "the WAL in the archive ends before it", stop)
-    assert not path.with_name("proof.json").exists(), "a backup that cannot be recovered is proven no longer"
+    refuse(restore(options, forgetful), "the WAL in the archive ends before it", stop)
+    assert not proof.exists(), "a backup that cannot be recovered is proven no longer"
     assert not scratch(site).exists()
 
 
@@ -294,16 +298,17 @@ def test_notices_a_set_that_was_expired(site, taken, options, damaged):
     refuse(restore(options, taken), "trust backup", "backup.manifest is missing")
 
 
-def test_a_manifest_that_tells_another_story_takes_the_proof_away(site, taken, options):
+def test_a_manifest_that_tells_another_story_takes_the_proof_away(taken, options, altered):
     """Rows that are not those of the restore point: the test fails, and an earlier proof goes."""
-    shutil.copytree(taken["path"], options["directory"] + "/altered")
-    path = Path(options["directory"], "altered", "manifest.json")
-    manifest = json.loads(path.read_text())
-    next(table for table in manifest["tables"] if table["name"] == "public.accounts")["sum"] = "1"
-    path.write_text(json.dumps(manifest))
-    path.with_name("proof.json").write_text("{}")
-    refuse(restore(options, {"path": str(path.parent)}), "table public.accounts: the same 2 rows in number, not in content")
-    assert not path.with_name("proof.json").exists()
+
+    def another_sum(manifest: dict) -> None:
+        next(table for table in manifest["tables"] if table["name"] == "public.accounts")["sum"] = "1"
+
+    other = altered(another_sum)
+    proof = Path(other["path"], "proof.json")
+    proof.write_text("{}")
+    refuse(restore(options, other), "table public.accounts: the same 2 rows in number, not in content")
+    assert not proof.exists()
 
 
 def test_waits_for_writers_and_names_who_is_in_the_way(site, options):
@@ -360,13 +365,64 @@ def test_refuses_what_pgbackrest_cannot_keep(site, taken, options, tmp_path):
     refuse(run_module("database_backup_copy", {"backup": taken["path"], "copies": copies}), "in the repository of pgBackRest", "repo2-path")
 
 
-def test_role_without_the_right_to_set_restore_points_is_told(site, options):
-    with session(site, "postgres") as admin:
-        admin.execute("CREATE ROLE plain LOGIN; GRANT pg_read_all_data, pg_read_all_settings TO plain")
+def test_a_role_without_superuser_rights_is_told_what_it_needs_and_then_can_do_it_all(site, options):
+    plain = {**options, "login_user": "plain"}
+    with session(site) as admin:
+        admin.execute("CREATE ROLE plain LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO plain; GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO plain")
         try:
-            refuse(back_up({**options, "login_user": "plain"}), "EXECUTE on pg_create_restore_point(text)")
+            message = refuse(back_up(plain, "diff"), "EXECUTE on pg_create_restore_point(text), EXECUTE on pg_switch_wal()", "pg_read_all_settings")
+            assert "Let a superuser grant that" in message
+            admin.execute(
+                "GRANT pg_read_all_settings TO plain;"
+                "GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO plain; GRANT EXECUTE ON FUNCTION pg_switch_wal() TO plain"
+            )
+            assert succeed(restore(plain, succeed(back_up(plain, "diff"))))["proven"]
         finally:
-            admin.execute("DROP ROLE plain")
+            admin.execute("DROP OWNED BY plain; DROP ROLE plain")
+
+
+@pytest.fixture
+def altered(taken, tmp_path):
+    """A backup of ours whose manifest is another one: altered(function of the manifest) returns it as a result of database_backup."""
+
+    def alter(how) -> dict:
+        path = Path(shutil.copytree(taken["path"], tmp_path / "altered"), "manifest.json")
+        manifest = json.loads(path.read_text())
+        how(manifest)
+        path.write_text(json.dumps(manifest))
+        return {"path": str(path.parent)}
+
+    return alter
+
+
+def test_too_little_disk_for_a_scratch_server_is_said_before_it_is_restored(site, options, altered):
+    big = altered(lambda manifest: manifest["pgbackrest"].update(cluster_bytes=10**15))
+    refuse(restore(options, big), "bytes of free disk are needed", "scratch_directory")
+    assert not scratch(site).exists()
+
+
+@pytest.mark.one_major
+def test_a_server_of_another_major_cannot_start_it(taken, options, cluster):
+    refuse(restore({**options, "bin_dir": str(cluster.bin("postgres").parent)}, taken), "can only be started by 15", "Install the package postgresql-15")
+
+
+def test_retention_counts_these_too_and_looks_at_the_newest_before_anything_goes(site, taken, options):
+    older, newest = (Path(options["directory"], f"{DATABASE}-202601{day}T000000Z") for day in ("01", "02"))
+    for path in (older, newest):
+        shutil.copytree(taken["path"], path)
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps({**manifest, "snapshot_time": f"2026-01-{path.name[-11:-9]}T00:00:00.000Z"}))
+        Backup.load(str(path)).write_proof({"proven_at": "2026-01-03T00:00:00Z"})
+    limits = {"directory": options["directory"], "database": DATABASE, "keep_count": 1}
+    with contextlib.ExitStack() as until_put_back:
+        wal = wal_of(site, taken)[-1]
+        until_put_back.callback(wal.with_suffix(".away").rename, wal)
+        wal.rename(wal.with_suffix(".away"))
+        refuse(run_module("database_backup_retention", limits), "trust backup", "is missing")
+    assert older.exists()
+    assert [entry["path"] for entry in succeed(run_module("database_backup_retention", limits))["removed"]] == [str(older)]
+    assert newest.exists() and not older.exists()
+    assert file_of_the_set(site, taken).exists(), "the repository keeps what it has"
 
 
 def test_live_database_is_never_touched(site):
@@ -374,3 +430,18 @@ def test_live_database_is_never_touched(site):
         assert databases(admin) == {"postgres", "template0", "template1", DATABASE}
     with pytest.raises(psycopg2.OperationalError):
         site.cluster.connect(f"{DATABASE}_restored")
+
+
+def test_the_command_for_the_whole_server_brings_it_back(site, taken):
+    """The last one: the server is on another timeline after it."""
+    with session(site) as database:
+        database.execute("DROP TABLE ledger")
+    site.cluster.stop()
+    become = {"user": site.user} if os.geteuid() == 0 else {}
+    subprocess.run(shlex.split(taken["restore_command"]), check=True, capture_output=True, cwd="/", **become)
+    site.cluster.start()
+    rows = {table["name"]: table["rows"] for table in taken["tables"]}
+    with session(site) as database:
+        wait_until(lambda: not database.value("SELECT pg_is_in_recovery()"))
+        assert database.value("SELECT count(*) FROM ledger") == rows["public.ledger"]
+        assert database.value("SELECT count(*) FROM accounts") == rows["public.accounts"]
