@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check_
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check_people import People
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check_site import AUDIT_ACTIONS, PATHS, PROVIDERS, CaseFailed, Site
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import parse_mapping
 
@@ -170,6 +171,31 @@ class Report:
         )  # fmt: skip
 
 
+class Interrupted(BaseException):
+    """Whoever started the check has ended it."""
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def heed_signals() -> None:
+    """Let a signal that ends this process end the check first, so that the test accounts go."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    _ignore_signals()
+    raise Interrupted
+
+
+def _ignore_signals() -> None:
+    """Let nothing end the clean-up that a signal, or the end of the cases, began."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def check_sign_in(settings: Settings, database: Database | None = None) -> Report:
     """Run the cases against a running application.
 
@@ -190,6 +216,7 @@ def check_sign_in(settings: Settings, database: Database | None = None) -> Repor
     headers = (("User-Agent", "unified-user-auth-check (%s)" % people.mark), ("X-Forwarded-For", _CLIENT % (number >> 16, number & 0xFFFF)))
     site = settings.site(headers)
     sink = _sink(settings, site, people)
+    all_answered = False
     try:
         people.make()
         check = Check(
@@ -197,9 +224,15 @@ def check_sign_in(settings: Settings, database: Database | None = None) -> Repor
             settings.previous(headers), float(settings.mail.get("timeout") or 10),
         )  # fmt: skip
         report.cases = [_run_case(case, check, settings) for case in CASES]
+        all_answered = not check.unanswered
+    except Interrupted:
+        raise UnifiedUserError(
+            "check sign-in", "it was ended from outside", "Nothing is left of its test accounts: run the same command again"
+        ) from None
     finally:
+        _ignore_signals()
         sink.close()
-        report.removed_rows = people.remove()
+        report.removed_rows = people.remove(still_written=not all_answered)
     return report
 
 
@@ -229,5 +262,11 @@ def _run_case(case: Case, check: Check, settings: Settings) -> Result:
             result.result = PASSED
         except (CaseFailed, BrowserError) as error:
             result.result, result.detail = FAILED, str(error)
+            check.unanswered = check.unanswered or isinstance(error, BrowserError)
+        except psycopg2.Error:
+            raise
+        except Exception as error:
+            # Its message may hold what the application sent.
+            result.result, result.detail = FAILED, "the application's answer could not be read (%s)" % type(error).__name__
         result.duration_ms = round((time.monotonic() - started) * 1000)
     return result

@@ -23,6 +23,8 @@ _DIGITS = 10
 _LEFTOVER_AFTER = "1 hour"
 _NOW = "(clock_timestamp() AT TIME ZONE 'UTC')::timestamp(3)"
 _TRIES = 5
+#: How often, and how long each, to wait for what the application still writes.
+_PAUSES, _PAUSE_SECONDS = 10, 1.0
 #: Where nothing says what the application hashes with: what its libraries default to.
 _DEFAULT_COST = 10
 
@@ -212,8 +214,11 @@ class People:
         """Run a statement with logical names and return how many rows it touched."""
         return self.database.execute(self.schema.compose(statement), parameters)
 
-    def remove(self) -> int:
+    def remove(self, still_written: bool = False) -> int:
         """Remove every row that this run left, and insist that none is left.
+
+        Args:
+            still_written: whether the application may be at a request whose answer nobody waits for; then until no more rows come.
 
         Returns:
             How many rows were removed.
@@ -221,7 +226,14 @@ class People:
         Raises:
             UnifiedUserError: some are still there; names the tables.
         """
-        return self._remove(self.mark)
+        removed = self._remove(self.mark)
+        for _pause in range(_PAUSES if still_written else 0):
+            time.sleep(_PAUSE_SECONDS)
+            late = self._remove(self.mark)
+            removed += late
+            if not late:
+                break
+        return removed
 
     def remove_leftovers(self) -> int:
         """Remove what earlier runs left that were killed; one that may still be going on is let alone.

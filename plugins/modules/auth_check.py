@@ -90,7 +90,6 @@ options:
       - Name of the parameter of a magic link that holds its token.
     type: str
     default: token
-    no_log: false
   google:
     description:
       - V(test_issuer) where the application's Google is a test issuer, whose form takes any name for the subject and the e-mail, and any
@@ -244,7 +243,7 @@ counts:
   description: Number of cases by result.
   returned: success and failure
   type: dict
-  sample: {passed: 32, failed: 0, skipped: 0}
+  sample: {passed: 33, failed: 0, skipped: 0}
 failed_cases:
   description: Names of the failed cases.
   returned: success and failure
@@ -265,11 +264,9 @@ duration_ms:
 """
 
 import dataclasses
-import signal
-import sys
 import time
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check import Settings, check_sign_in
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check import Settings, check_sign_in, heed_signals
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
 
 MAIL = {
@@ -309,9 +306,7 @@ ARGUMENTS = {
 
 def run(module: UnifiedUserModule) -> dict:
     """Check sign-in and return what the module returns."""
-    # Whoever ends the module ends it here, so that the test accounts go.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *unused: sys.exit(1))
+    heed_signals()
     started = time.monotonic()
     names = {field.name for field in dataclasses.fields(Settings)} - {"ca_file", "read_only"}
     read_only = module.params["read_only"] or module.check_mode

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -81,7 +83,7 @@ def test_the_module_names_what_failed_and_leaves_nothing(site):
         failed = run_module("auth_check", options)
         told = run_module("auth_check", {**options, "fail_on_failure": False, "switched_off": {"letter_case": "known, TERMINE-7"}})
     assert failed["failed"] and "magic_link_without_token (an e-mail without a token, given to the provider, signed in)" in failed["msg"]
-    assert not told.get("failed") and not told["passed"] and told["counts"] == {"passed": 26, "failed": 5, "skipped": 1} and not told["changed"]
+    assert not told.get("failed") and not told["passed"] and told["counts"] == {"passed": 27, "failed": 5, "skipped": 1} and not told["changed"]
     assert next(case for case in told["cases"] if case["name"] == "letter_case")["detail"] == "switched off: known, TERMINE-7"
     assert site.contents() == before
 
@@ -104,6 +106,35 @@ def test_an_endpoint_that_is_not_there(site):
     failed = {case.name: case.detail for case in report.failed}
     assert set(failed) == {"registration_owner", "letter_case"}
     assert failed["registration_owner"] == f"there is no endpoint at POST {BASE_PATH}/de/api/nowhere (status 404)"
+
+
+def test_an_application_that_answers_with_something_else(site):
+    """Whatever a page in between says, no case ends the check, and what it says is not repeated."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Set-Cookie", "=; nothing")
+            self.send_header("Location", "http://[")
+            self.end_headers()
+            self.wfile.write(b'[{"url": 7, "csrfToken": ["not-shown"]}, null]')
+
+        do_POST = do_GET
+
+        def log_message(self, *_arguments):
+            pass
+
+    before = site.contents()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        report = site.check(url=f"http://localhost:{server.server_port}", mail={"source": "database", "timeout": 0.1})
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert {"password_owner", "magic_link", "guest_booking", "csrf_missing", "wrong_password"} <= {case.name for case in report.failed}
+    assert "not-shown" not in str(report.as_dict()) and len(report.cases) == len(NAMES)
+    assert site.contents() == before
 
 
 def test_nobody_answers(site):
@@ -144,7 +175,7 @@ def test_ended_or_killed_in_the_middle(site):
     with site.session() as database:
         ended = _under_way(site)
         os.kill(ended.process.pid, signal.SIGTERM)
-        ended.process.wait(30)
+        assert "it was ended from outside" in ended.result(30)["msg"]
         assert site.contents() == before
         _under_way(site).kill()
         assert database.value(MARKED) >= 7
@@ -168,11 +199,11 @@ def test_the_playbook(site, tmp_path):
     hosts, playbook = inventory(tmp_path, variables), ROOT / "playbooks" / "auth_check.yml"
     done = run_playbook(playbook, hosts)
     assert done.returncode == 0 and changed(done) == 0, done.stdout
-    assert "magic_link_without_token" in done.stdout and "32 passed, 0 failed, 0 skipped." in done.stdout
+    assert "magic_link_without_token" in done.stdout and "33 passed, 0 failed, 0 skipped." in done.stdout
     refused = run_playbook(playbook, hosts, "-e", "auth_check_environment=production")
     assert refused.returncode != 0 and "this is production, where no test accounts are made" in " ".join(refused.stdout.split())
     looked = run_playbook(playbook, hosts, "-e", "auth_check_environment=production", "-e", "auth_check_production=true")
-    assert looked.returncode == 0 and "5 passed, 0 failed, 27 skipped." in looked.stdout
+    assert looked.returncode == 0 and "5 passed, 0 failed, 28 skipped." in looked.stdout
     failed = run_playbook(playbook, hosts, "-e", '{"auth_check_paths": {"booking": "/{locale}/nowhere/{id}"}}')
     words = " ".join(failed.stdout.split())
     assert failed.returncode != 0 and "foreign_booking (GET /termine/de/nowhere/" in words and "auth_check_switched_off" in words
