@@ -190,10 +190,10 @@ class Derivation:
         )
 
     def several(self):
-        """Select the keys that more than one owner or customer has, as ``identity_key``."""
+        """Select the keys that more than one owner or customer has, as ``identity_key``, each with a 1 as ``joined``."""
         keys = [self.of(table, "SELECT {key} AS identity_key FROM {.} AS p", key=self.key(table, "p")) for table in PEOPLE]
         return compose(
-            "SELECT k.identity_key FROM ({keys}) AS k GROUP BY k.identity_key HAVING count(*) > 1", {"keys": sql.SQL(" UNION ALL ").join(keys)}
+            "SELECT k.identity_key, 1 AS joined FROM ({keys}) AS k GROUP BY k.identity_key HAVING count(*) > 1", {"keys": sql.SQL(" UNION ALL ").join(keys)}
         )
 
     def carries_all(self) -> bool:

@@ -18,6 +18,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_colu
 TEXT = Column("", "text", "text", "S", True, None, False, False)
 _BOOLEAN = Column("", "boolean", "boolean", "B", True, None, False, False)
 
+#: Always holds. By it the planner expects so few groups that it looks for every user among them, not for each of them among all users.
+_FEW = " HAVING count(*) > 0"
+
 #: Survivor order of rows of ``member`` (the contract, section 2).
 _ORDER = '"side of", "unverified of", "created of", "id of" COLLATE "C"'
 
@@ -63,7 +66,8 @@ class People:
                     'SELECT {key} AS "key of", {side} AS "side of", p.{.emailVerified} IS NULL AS "unverified of", p.{.id}::text AS "id of",'
                     ' {own} AS "own id of", p.{.email}::text AS "email of", p.{.password}::text AS "password of",'
                     ' p.{.emailVerified} AS "verified of", p.{.createdAt} AS "created of", p.{.updatedAt} AS "updated of"{further}'
-                    " FROM {.} AS p JOIN several ON several.identity_key = {key}{join}",
+                    # The planner knows nothing of the keys, and of a number that few are 1: so it takes these for the few that they mostly are.
+                    " FROM {.} AS p JOIN several ON several.identity_key = {key} AND several.joined = 1{join}",
                     key=self.derivation.key(table, "p"), side=sql.Literal(side), own=own, join=join, further=sql.Composed(further),
                 )
             )
@@ -216,9 +220,9 @@ class People:
                     unknown[name] = without
         source = compose(
             "FROM ({survivor}) AS survivor JOIN (SELECT \"key of\", min(\"verified of\") AS verified, min(\"created of\") AS created,"
-            ' max("updated of") AS updated FROM member GROUP BY "key of") AS span USING ("key of"){picks}',
+            ' max("updated of") AS updated FROM member GROUP BY "key of"{few}) AS span USING ("key of"){picks}',
             {
-                "survivor": self._first(sql.SQL('"own id of", "email of", "side of"')),
+                "survivor": self._first(sql.SQL('"own id of", "email of", "side of"')), "few": sql.SQL(_FEW),
                 "picks": sql.Composed(
                     compose(' LEFT JOIN ({select}) AS {alias} USING ("key of")', {"select": select, "alias": sql.Identifier(alias)})
                     for alias, select in picks.items()
@@ -256,10 +260,10 @@ class People:
             )
 
         return compose(
-            'FROM (SELECT "key of", {id} AS "own id of", min(created) AS created, max(updated) AS updated FROM nobody GROUP BY "key of") AS span'
+            'FROM (SELECT "key of", {id} AS "own id of", min(created) AS created, max(updated) AS updated FROM nobody GROUP BY "key of"{few}) AS span'
             ' JOIN ({email}) AS latest USING ("key of") LEFT JOIN ({name}) AS named USING ("key of") LEFT JOIN ({phone}) AS called USING ("key of")',
             {
-                "id": self.derivation.guest_id(sql.SQL('"key of"')),
+                "id": self.derivation.guest_id(sql.SQL('"key of"')), "few": sql.SQL(_FEW),
                 "email": latest("email", sql.SQL("TRUE")),
                 **{name: latest(name, compose("NOT {blank}", {"blank": is_blank(sql.SQL("b." + name))})) for name in ("name", "phone")},
             },
