@@ -398,5 +398,3 @@ def _warnings(manifest: dict[str, Any]) -> list[str]:
     if not manifest["unlogged"]:
         return []
     return [f"Unlogged tables are empty after a restore, whatever they hold now: {', '.join(manifest['unlogged'])}."]
-
-

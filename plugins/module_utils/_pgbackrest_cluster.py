@@ -325,7 +325,7 @@ class ScratchCluster:
     def _remove(self) -> None:
         """Remove what this run or a killed one has made, its server first."""
         mark = self._read_mark()
-        for path in {self._socket, (mark or {}).get("socket", "")}:
+        for path in (self._socket, (mark or {}).get("socket", "")):
             if re.fullmatch(rf"{_SOCKET_PARENT}/{_SOCKET_PREFIX}\w+", path):
                 shutil.rmtree(path, ignore_errors=True)
         if mark is not None:
