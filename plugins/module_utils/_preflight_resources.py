@@ -29,10 +29,10 @@ WAL_FACTOR = 1.9
 SCRATCH_FACTOR = 1.0
 SCRATCH_WAL_FACTOR = 1.1
 
-# The unit of work that is timed: one derived id, sorted. Copying a legacy row, indexes and foreign keys included, took 7.6 to
-# 10.5 of them and verifying it at most 0.4 of that (benchmark data of 300 k bookings, PostgreSQL 15 and 18, 2 cores), plus
-# about a second whatever the size.
-UNITS_PER_ROW = 14
+# The unit of work that is timed: one derived id, sorted. Copying a legacy row, indexes and foreign keys included, took 5.0 to
+# 10.5 of them and verifying it in the same transaction, which one session does, about half of that again (benchmark data of
+# 300 k bookings, PostgreSQL 15 and 18, 2 cores, busy and not), plus about a second whatever the size.
+UNITS_PER_ROW = 16
 FIXED_SECONDS = 1.0
 
 _UNIT = """
