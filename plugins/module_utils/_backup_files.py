@@ -463,7 +463,8 @@ class Backup:
             raise UnifiedUserError(
                 f"trust backup {self.path}",
                 shown + (f"; and {more} more" if more > 0 else ""),
-                "Copy it again from another place or take a new backup; do not rely on this one",
+                "Take a new backup or use another one; do not rely on this one" if self.in_repository
+                else "Copy it again from another place or take a new backup; do not rely on this one",
                 problems=problems,
             )
 
