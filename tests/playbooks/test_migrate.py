@@ -57,6 +57,11 @@ def site(tmp_path_factory):
         yield Site(made, database, tmp_path_factory.mktemp("migrate"))
 
 
+def test_copies_of_a_repository_are_refused_before_anything_is_taken(site):
+    done = site.play("rehearse", "-e", json.dumps({"backup_copies": [{"kind": "path", "path": "/nowhere"}]}))
+    assert done.returncode != 0 and "repo2-path" in done.stdout and "Take a backup" not in done.stdout, done.stdout
+
+
 @pytest.fixture(scope="module")
 def migrated(site):
     """What migrate.yml printed and reported."""
