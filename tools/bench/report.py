@@ -20,6 +20,7 @@ SECONDS = (
     ("floor bookings", "Floor: CREATE TABLE AS of bookings"),
     ("floor", "Floor: CREATE TABLE AS of all six legacy tables"),
     ("verify", "Verification on a snapshot, ours"),
+    ("verify from one session", "… from one session"),
     ("EXCEPT both ways", "Verification on a snapshot, EXCEPT both ways"),
     ("plain client", "Row by row through the bare driver, extrapolated from a sample"),
     ("guide's client", "Row by row as the guide does (Prisma Client), extrapolated from a sample"),
