@@ -8,7 +8,8 @@ from bench import report, results
 MEASURES = {
     "rows": 650_000.0, "module": 6.0, "module without verification": 4.0, "module process": 6.5, "memory": 36.0, "second run": 0.1,
     "second run process": 0.4, "verify": 1.5, "verify from one session": 2.0,
-    "EXCEPT both ways": 6.0, "phase verify": 2.0, "phase users": 0.3, "by hand, deferred": 4.0, "by hand, in place": 20.0, "module in place": 21.0, "module in place without verification": 19.0, "floor": 0.5, "floor bookings": 0.4,
+    "EXCEPT both ways": 6.0, "phase verify": 2.0, "phase users": 0.3, "by hand, deferred": 4.0,
+    "by hand, in place": 20.0, "module in place": 21.0, "module in place without verification": 19.0, "floor": 0.5, "floor bookings": 0.4,
     "guide's client rows/s": 800.0, "plain client rows/s": 4000.0,
     "module without verification (processor)": 5.0, "by hand, deferred (processor)": 4.8, "verify (processor)": 2.5,
     "EXCEPT both ways (processor)": 7.0,
