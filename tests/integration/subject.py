@@ -12,14 +12,17 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import connect
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import connect, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import INFO, WARNING, DataFindings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies as ModulePolicies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Check, verify_database
 
 from tests.oracle import database as oracle
-from tests.oracle.model import Legacy, Policies, Projection
+from tests.oracle.model import Legacy, Policies
+from tests.oracle.model import Projection as OracleProjection
 from tests.oracle.schema import NAMINGS, Layout, Shape, quote
 
 # How a database may be set up against whoever believes in defaults; by naming, so that each set is tried.
@@ -59,6 +62,9 @@ BLOCKERS = {
     "derived_id_taken": "derived_ids_taken",
     "unresolvable_bookings": "unresolvable_bookings",
 }
+
+# Finding -> the oracle's count of the same.
+WARNED_COUNTS = {"bookings_joined_unverified": "bookings_joined_unverified", "booking_key_differs": "bookings_differing_email"}
 
 # Everything about the tables that indexes and foreign keys taken down and built again could change.
 _CATALOGUE = """
@@ -147,6 +153,24 @@ class Subject:
             }
         return {}
 
+    def warnings(self, policies: Policies) -> dict[str, Any]:
+        """What preflight warns of or mentions, in the oracle's words. See ``expected_warnings``."""
+        with self.session() as database:
+            options = self.options(policies)
+            schema = AtomicCopy(database, options).schema
+            projection = Projection(schema, options.policies, sql.SQL("now()::timestamp"))
+            found = DataFindings(database, projection, options.sample_size, options.mask_pii).collect((WARNING, INFO))
+        homeless = {tuple(finding.detail.partition(" ")[0].split(".")) for finding in found if finding.name == "column_without_destination"}
+        by_name = {finding.name: finding for finding in found}
+        counts = {known: by_name[name].count if name in by_name else 0 for name, known in WARNED_COUNTS.items()}
+        odd = by_name.get("non_ascii_keys")
+        return {"homeless": homeless, "odd_keys": set(odd.samples) if odd else set(), **counts}
+
+    def expected_warnings(self, expected: OracleProjection) -> dict[str, Any]:
+        """The same of the oracle: columns by actual names, odd keys, and counts."""
+        homeless = {(table, self.layout.actual(table, column)) for table, column in expected.warnings}
+        return {"homeless": homeless, "odd_keys": expected.odd_keys, **{name: expected.counts[name] for name in WARNED_COUNTS.values()}}
+
     def failed_checks(self, policies: Policies) -> dict[str, Check]:
         """What verification, run by itself from two sessions as a module does, finds wrong: name of the check -> check."""
         chosen = ModulePolicies.from_parameters(asdict(policies))
@@ -163,7 +187,7 @@ class Subject:
         micros = (started - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) // datetime.timedelta(microseconds=1)
         return (micros + 500) // 1000
 
-    def unified(self) -> Projection:
+    def unified(self) -> OracleProjection:
         """The unified side as it is."""
         return oracle.read_unified(self.connection, self.layout)
 
@@ -183,7 +207,7 @@ class Subject:
             return set(cursor.fetchall())
 
 
-def blockers_of(expected: Projection) -> dict[str, set]:
+def blockers_of(expected: OracleProjection) -> dict[str, set]:
     """The oracle's blockers as far as the collection shows them: of a taken derived id it shows the id."""
     shown = dict(expected.blockers)
     if "derived_ids_taken" in shown:
@@ -191,7 +215,7 @@ def blockers_of(expected: Projection) -> dict[str, set]:
     return shown
 
 
-def differing_counts(result: dict[str, Any], expected: Projection) -> list[str]:
+def differing_counts(result: dict[str, Any], expected: OracleProjection) -> list[str]:
     """Counts that the module returns and the oracle contradicts."""
     found = []
     for (group, name), ours in COUNTS.items():

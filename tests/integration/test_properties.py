@@ -73,8 +73,10 @@ def test_the_transformation_is_what_the_oracle_says(subject, shape, batch_seed):
     @given(legacy_databases("legal", shape))
     def check(case):
         subject.write(case.legacy)
+        warned = subject.warnings(case.policies)
         result = subject.transform(case.policies)
         expected = project(case.legacy, case.policies, subject.started_at())
+        assert warned == subject.expected_warnings(expected)
         assert compare(expected, subject.unified(), shape) == []
         assert differing_counts(result, expected) == []
         assert compare_legacy(case.legacy, subject.legacy()) == []
