@@ -44,6 +44,16 @@ def exists(cluster, query: str, value: str) -> bool:
         return cursor.fetchone() is not None
 
 
+def migrated(cluster) -> bool:
+    """Whether the demo's database has a finished migration."""
+    with contextlib.closing(cluster.connect(DATABASE)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('unified_user_journal.sync') IS NOT NULL")
+        if not cursor.fetchone()[0]:
+            return False
+        cursor.execute("SELECT EXISTS (SELECT FROM unified_user_journal.sync)")
+        return cursor.fetchone()[0]
+
+
 def role_password(cluster) -> str:
     """The application role's password, new at every start; the server is sent only its verifier."""
     from psycopg2 import extensions, sql
@@ -112,6 +122,42 @@ def server():
             yield cluster
 
 
+def play(playbook: str, *options: str) -> int:
+    """Runs a playbook as an operator would; returns its exit status."""
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), f"{playbook}.yml", "-i", "demo", *options]
+    say(f"cd playbooks && ansible-playbook {' '.join(command[1:])}\n")
+    started = time.monotonic()
+    status = subprocess.run(command, cwd=ROOT / "playbooks", check=False).returncode
+    print()
+    say(f"the playbook took {time.monotonic() - started:.0f} s")
+    return status
+
+
+def migrate_beside_a_writer(cluster, options: list[str]) -> int:
+    """Migrates while a small application writes, lets old and new releases write, and says what became of their writes."""
+    from live_writer import LiveWriter
+
+    def connect():
+        return cluster.connect(DATABASE, user=ROLE, application_name="massava")
+
+    with LiveWriter(connect, ["bookings"]) as before:
+        status = play("migrate", *options)
+    if status:
+        return status
+    say("now a release that knows the unified users works beside the old one")
+    status = play("sync", "-e", "sync_direction=both", *options)
+    if status:
+        return status
+    with LiveWriter(connect, ["bookings", "new_bookings"]) as after:
+        time.sleep(2)
+    for when, writer in (("while it was migrated", before), ("on both sides since", after)):
+        found = writer.found()
+        say(f"a live application made {len(writer.written)} writes {when}; {found} of them are on the other side, {len(writer.refused)} were refused")
+        if found != len(writer.written) or not found or writer.refused:
+            status = 1
+    return status
+
+
 def command_run(arguments) -> int:
     """Makes the database where needed and runs the playbook; returns its exit status."""
     started = time.monotonic()
@@ -128,12 +174,11 @@ def command_run(arguments) -> int:
             make_database(cluster)
             say(f"PostgreSQL {MAJOR} is up; database {DATABASE} has the legacy schema and the reference case")
         write_connection(cluster, password)
-        playbook = [str(Path(sys.executable).parent / "ansible-playbook"), f"{arguments.playbook}.yml", "-i", "demo", *arguments.options]
-        say(f"cd playbooks && ansible-playbook {' '.join(playbook[1:])}\n")
-        playbook_started = time.monotonic()
-        status = subprocess.run(playbook, cwd=ROOT / "playbooks", check=False).returncode
-        print()
-        say(f"the playbook took {time.monotonic() - playbook_started:.0f} s, everything {time.monotonic() - started:.0f} s")
+        if arguments.playbook == "migrate" and "--check" not in arguments.options and not migrated(cluster):
+            status = migrate_beside_a_writer(cluster, arguments.options)
+        else:
+            status = play(arguments.playbook, *arguments.options)
+        say(f"everything took {time.monotonic() - started:.0f} s")
     if status == 0:
         say("look at the result: make psql     (for example: SELECT * FROM users LIMIT 5;)")
         say(f"the report as JSON: {os.path.relpath(DIRECTORY / 'report.json')}")

@@ -11,8 +11,9 @@ import contextlib
 import random
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _deferral, _journal, _mapping, _runner, _sync_indexes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, describe, pooler, psycopg2, sql, with_lock_retries
@@ -183,8 +184,7 @@ class OnlineCopy(AtomicCopy):
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
 
-    @contextlib.contextmanager
-    def _phase(self, runner: _runner.Runner, name: str) -> Iterator[dict[str, Any]]:
+    def _phase(self, runner: _runner.Runner, name: str) -> AbstractContextManager[dict[str, Any]]:
         """Time a phase and show it to `status`; what an operator has asked for is heard before it begins."""
         while True:
             request = runner.requested()
@@ -195,9 +195,7 @@ class OnlineCopy(AtomicCopy):
             runner.wait(PAUSED)
             time.sleep(0.5)
         runner.enter(name)
-        with self.clock.phase(name) as phase:
-            yield phase
-
+        return self.clock.phase(name)
 
     def _begin(self, runner: _runner.Runner) -> dict[str, Any]:
         """Look at the data as it is now, and start the run."""

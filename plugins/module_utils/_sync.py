@@ -14,7 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward, mark
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_report import not_representable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import TRIGGERED as REVERSED
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import Reverse
@@ -305,4 +305,4 @@ def drop(database: Database, schema: str) -> None:
 
 def _guard(other: str):
     """Return the condition that a write was not made by the other direction's functions."""
-    return compose("current_setting('unified_user.sync', true) IS DISTINCT FROM {other}", {"other": sql.Literal(other)})
+    return compose("strpos(current_setting('search_path'), {mark}) = 0", {"mark": sql.Literal(mark(other))})

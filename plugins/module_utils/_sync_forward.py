@@ -791,9 +791,17 @@ def changed(column):
     return compose("ROW(NEW.{c})::record OPERATOR(pg_catalog.*<>) ROW(OLD.{c})::record", {"c": column})
 
 
+def mark(direction: str) -> str:
+    """Return the name, of no schema, that a direction's functions have in their search path, and no other path has."""
+    return f"unified_user:{direction}"
+
+
 def settings(direction: str, schema: Schema):
-    """Return the SET clauses of a sync function: its path, and the guard by which the other direction knows whose write it is."""
+    """Return the SET clauses of a sync function: its path, and in it the mark by which the other direction knows whose write it is.
+
+    A parameter of our own would do as well, but only a superuser may give a function one.
+    """
     return compose(
-        "SET search_path = pg_catalog, {schema}, pg_temp SET unified_user.sync = {direction} SET row_security = off",
-        {"schema": sql.Identifier(schema.name), "direction": sql.Literal(direction)},
+        "SET search_path = pg_catalog, {schema}, {mark}, pg_temp SET row_security = off",
+        {"schema": sql.Identifier(schema.name), "mark": sql.Identifier(mark(direction))},
     )

@@ -256,7 +256,7 @@ def main() -> None:
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},
             "batch_seconds": {"type": "float", "default": 0.5},
-            "batch_keys": {"type": "int", "default": 2000},
+            "batch_keys": {"type": "int", "default": 2000, "no_log": False},
             "parallel_workers": {"type": "int", "default": 1},
             "slice_seconds": {"type": "float", "default": 10},
             "run_id": {"type": "str"},

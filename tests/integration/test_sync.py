@@ -165,6 +165,25 @@ def test_module(cluster, reference_database, session):
     assert not run_module("unified_user_sync", {**options, "state": "absent"})["changed"]
 
 
+def test_an_owner_without_superuser_rights_keeps_both_sides_in_step(cluster, reference_database, session):
+    session.execute("DO $$ BEGIN CREATE ROLE plain_owner LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$")
+    session.execute(f'ALTER DATABASE "{reference_database}" OWNER TO plain_owner; ALTER SCHEMA public OWNER TO plain_owner')
+    session.execute(
+        "DO $$ DECLARE t text; BEGIN FOR t IN SELECT c.oid::regclass FROM pg_class AS c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'"
+        " LOOP EXECUTE 'ALTER TABLE ' || t || ' OWNER TO plain_owner'; END LOOP;"
+        " FOR t IN SELECT y.oid::regtype FROM pg_type AS y WHERE y.typnamespace = 'public'::regnamespace AND y.typtype = 'e'"
+        " LOOP EXECUTE 'ALTER TYPE ' || t || ' OWNER TO plain_owner'; END LOOP; END $$"
+    )
+    with contextlib.closing(Database(cluster.connect(reference_database, user="plain_owner"))) as plain:
+        assert AtomicCopy(plain, Options(sync=True)).run()["finished"] and sync_direction(plain) == "forward"
+        assert Sync(plain, SyncOptions()).install("both")
+        plain.execute("RESET search_path")
+        plain.execute(WRITES["sign-up of a customer"])
+        plain.execute("UPDATE users SET name = 'Carried' WHERE id = 'c-new'")
+        assert plain.value("SELECT name FROM customers WHERE id = 'c-new'") == "Carried"
+        in_step(plain)
+
+
 def test_undoing_ends_forward_and_refuses_both(session):
     sync = forward(session)
     sync.install("both")

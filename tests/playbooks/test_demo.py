@@ -99,6 +99,12 @@ def test_database_holds_the_contracts_numbers(runs, its_demo, what):
         assert cursor.fetchone()[0] == number
 
 
+def test_every_write_of_the_live_application_is_found(runs):
+    told = re.findall(r"made (\d+) writes (.*); (\d+) of them are on the other side, (\d+) were refused", runs[0].stdout)
+    assert [when for _made, when, _found, _refused in told] == ["while it was migrated", "on both sides since"]
+    assert all(int(made) > 10 and made == found and refused == "0" for made, _when, found, refused in told), told
+
+
 def test_second_run_changes_nothing(runs):
     second = runs[1]
     assert second.returncode == 0, second.stdout + second.stderr
