@@ -24,7 +24,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_work
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits, Throttle, require_readable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, set_up_session
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Verification, verify
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Verification, verify_database
 
 #: How many identities one transaction of a repair looks at.
 _REPAIR_BATCH = 500
@@ -367,13 +367,17 @@ class OnlineCopy(AtomicCopy):
 
     def _verify(self, runner: _runner.Runner) -> tuple[Verification, dict[str, Any]]:
         options = self.options
-        with self._phase(runner, "verify") as phase, self.database.transaction("ISOLATION LEVEL REPEATABLE READ"):
+        with self._phase(runner, "count"), self.database.transaction("ISOLATION LEVEL REPEATABLE READ"):
             self._settings()
             projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
             self._identities(projection)
             counts = {**self._counts(_mapping.FILLED), "quarantine": _journal.count_quarantine(self.database)}
             summary = {"counts": counts, **self._summary(projection, counts["new_bookings"])}
-            found = verify(self.database, self.schema, options.policies, options.sample_size, options.mask_pii)
+        with self._phase(runner, "verify") as phase:
+            found = verify_database(
+                self.database, options.schema, options.mapping, options.policies, options.sample_size, options.mask_pii,
+                connect=self._connect, finished=False,
+            )  # fmt: skip
             phase["rows"] = len(found.checks)
         return found, summary
 

@@ -134,9 +134,9 @@ class Sync:
                 "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}", table=trigger.table, name=sql.Identifier(trigger.name)))  # fmt: skip
         self.database.execute(
             # A transaction that is open already may write later, and its rows bear the time of its start.
-            "INSERT INTO unified_user_journal.sync (direction, settings, since) SELECT %s, %s, coalesce(%s, least(clock_timestamp(), min(a.xact_start)))"
-            " FROM pg_stat_activity AS a WHERE a.datname = current_database()",
-            (direction, json.dumps(self._settings()), since),
+            "INSERT INTO unified_user_journal.sync (direction, settings, triggers, since)"
+            " SELECT %s, %s, %s, coalesce(%s, least(clock_timestamp(), min(a.xact_start))) FROM pg_stat_activity AS a WHERE a.datname = current_database()",
+            (direction, json.dumps(self._settings()), self._names(direction), since),
         )
 
     def remove(self) -> bool:
@@ -189,9 +189,11 @@ class Sync:
         }
 
     def _missing(self, direction: str) -> list[str]:
-        enabled = {(row["table"], row["name"]) for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
-        wanted = [(self.schema[trigger.table].name, trigger.name) for trigger in self._triggers(direction)]
-        return [f"{table}.{name}" for table, name in wanted if (table, name) not in enabled]
+        enabled = {f"{row['table']}.{row['name']}" for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
+        return [name for name in self._names(direction) if name not in enabled]
+
+    def _names(self, direction: str) -> list[str]:
+        return [f"{self.schema[trigger.table].name}.{trigger.name}" for trigger in self._triggers(direction)]
 
     # What is made
 

@@ -47,12 +47,18 @@ SELECT to_char((started_at AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:M
 """
 
 _SYNC = """
-SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') AS since, direction <> 'forward' AS both_ways
+SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') AS since, direction <> 'forward' AS both_ways,
+       cardinality(triggers) AS triggers, ARRAY(
+           SELECT w.name FROM unnest(triggers) AS w (name) WHERE NOT EXISTS (
+               SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+               WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND c.relname || '.' || t.tgname = w.name AND t.tgenabled = 'A')
+           ORDER BY 1) AS missing
 FROM unified_user_journal.sync
 """
 
 _NEXT_STEPS = {
     "run": "Run playbooks/migrate.yml: it migrates the data, or goes on where it was left",
+    "sync": "Make the triggers again with playbooks/sync.yml, then run verify.yml again: writes that they missed show as differences",
     "settings": "Set these variables as they were in the run; other rows would be called for under others",
 }
 _LOOK = (
@@ -183,12 +189,23 @@ class _Verifier:
         run = attempt(self.database, lambda unused: self._current_run(finished))
         if not self._answered(("run",), run) or not run or not self._same_settings(run, mapping):
             return self.result
-        sync = self.database.row(_SYNC) or {"since": None, "both_ways": False}
+        sync = self._sync()
         derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
         with self.sessions.setting("enable_nestloop", "off"):
             self._check_everything(derivation)
         return self.result
+
+    def _sync(self) -> dict[str, Any]:
+        """Return how the sync is; while it is on, every trigger of it must be there, and fire whoever writes."""
+        sync = self.database.row(_SYNC, (self.schema.name,))
+        if not sync:
+            return {"since": None, "both_ways": False}
+        missing = sync["missing"]
+        detail = f"not there or not enabled always: {', '.join(missing)}" if missing else ""
+        found = sync["triggers"] - len(missing)
+        self.result.checks.append(Check("sync", sync["triggers"], found, len(missing), missing[: self.sample_size], detail))
+        return sync
 
     def _check_everything(self, derivation: Derivation) -> None:
         """Ask everything that needs no other answer, from whichever session is free; then conclude check by check."""
@@ -342,6 +359,7 @@ def verify_database(
     mask_pii: bool = True,
     cutover_at: str | None = None,
     connect: Callable[[], Database] | None = None,
+    finished: bool = True,
 ) -> Verification:
     """Verify a migrated database, or a replica of one, in a read-only transaction with one snapshot.
 
@@ -356,6 +374,7 @@ def verify_database(
             that were born since, and rows changed since whose source is older, are counted apart and are no differences.
         connect: opens another session to the same database as the same role, so that two verify at once, on one snapshot. None, or
             where no other is to be had: one verifies.
+        finished: whether the journal's current run must be; else the caller vouches for the one under way.
 
     Returns:
         The verification, passed or not.
@@ -372,7 +391,7 @@ def verify_database(
         moment = _read_moment(database, cutover_at)
         with sharing_snapshot(database, connect, _SETTINGS) as sessions:
             verifier = _Verifier(sessions, resolved, policies or Policies(), sample_size, mask_pii, moment)
-            return verifier.run(finished=True, mapping=mapping or {})
+            return verifier.run(finished, mapping or {})
 
 
 def _read_moment(database: Database, text: str | None) -> str | None:

@@ -184,6 +184,14 @@ def test_an_owner_without_superuser_rights_keeps_both_sides_in_step(cluster, ref
         in_step(plain)
 
 
+@pytest.mark.parametrize("deed", ["DISABLE TRIGGER unified_user_forward_update", "ENABLE TRIGGER unified_user_forward_update"])
+def test_verification_notices_a_trigger_that_does_not_always_fire(session, deed):
+    forward(session)
+    session.execute(f"ALTER TABLE customers {deed}")
+    failed = [check for check in verify_database(session).checks if not check.passed]
+    assert [(check.name, check.samples) for check in failed] == [("sync", ["customers.unified_user_forward_update"])]
+
+
 def test_undoing_ends_forward_and_refuses_both(session):
     sync = forward(session)
     sync.install("both")
