@@ -76,20 +76,20 @@ offer_node() {
     touch .cache/node-asked
 }
 
-# What the tests of backups run for real: encryption, another host over SSH, pgBackRest. No server may start by itself.
-offer_backup_programs() {
-    local wanted="age openssh-client openssh-server pgbackrest"
-    [ "$(cat .cache/backup-programs-asked 2>/dev/null)" = "$wanted" ] && return
-    if ! { command -v age && command -v ssh && command -v pgbackrest && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
+# What the tests run for real: encryption, another host over SSH, pgBackRest, a pooler. No server may start by itself.
+offer_test_programs() {
+    local wanted="age openssh-client openssh-server pgbackrest pgbouncer"
+    [ "$(cat .cache/test-programs-asked 2>/dev/null)" = "$wanted" ] && return
+    if ! { command -v age && command -v ssh && command -v pgbackrest && [ -x /usr/sbin/pgbouncer ] && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
         local policy=/usr/sbin/policy-rc.d made=""
         if [ ! -e "$policy" ]; then
             printf '#!/bin/sh\nexit 101\n' | $(become) tee "$policy" >/dev/null && $(become) chmod 0755 "$policy" && made=yes
         fi
         # shellcheck disable=SC2086 # a list of packages
-        apt_install $wanted || say "age, openssh-server and pgbackrest could not be installed: the tests with them will fail"
+        apt_install $wanted || say "age, openssh-server, pgbackrest and pgbouncer could not be installed: the tests with them will fail"
         [ -z "$made" ] || $(become) rm -f "$policy"
     fi
-    echo "$wanted" > .cache/backup-programs-asked
+    echo "$wanted" > .cache/test-programs-asked
 }
 
 # Two terminals may start at once; the second waits and finds all done.
@@ -101,4 +101,4 @@ make_environment
 .venv/bin/python tools/install_collections.py
 offer_debian_postgresql
 offer_node
-offer_backup_programs
+offer_test_programs

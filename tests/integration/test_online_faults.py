@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform i
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
 
 from tests.app import migration_history, reference_data
+from tests.integration.pooler import pooler
+from tests.playbook_process import ROOT, inventory, run_playbook
 
 # The server's version changes nothing here; what it does to the copy itself is tested on every one beside this file.
 pytestmark = pytest.mark.one_major
@@ -63,12 +66,13 @@ class Stage:
 
     def __init__(self, cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
+        self.through = cluster.host
         self.session = self.connect()
         self.session.execute("SET search_path = public")
 
     def connect(self) -> Database:
         """Open a session such as a module would open."""
-        return connect({"login_unix_socket": self.cluster.host, "login_port": self.cluster.port, "login_user": self.cluster.user, "login_db": self.name})
+        return connect({"login_unix_socket": self.through, "login_port": self.cluster.port, "login_user": self.cluster.user, "login_db": self.name})
 
     def copy(self, owner: str = "test", lock_retry_seconds: float = 60, lock_timeout: int = 1500, **options) -> OnlineCopy:
         chosen = OnlineOptions(owner, **{"batch_keys": 20, "limits": Limits(replica_lag=0), **options})
@@ -401,3 +405,54 @@ def test_strategies_are_not_mixed(stage):
     with pytest.raises(UnifiedUserError, match="the online one has begun already"):
         AtomicCopy(stage.connect(), Options()).run()
     stage.finishes()
+
+
+def test_through_a_pooler_in_session_mode_and_not_in_transaction_mode(cluster, stage):
+    direct = stage.cluster.host
+    with pooler(cluster, "transaction") as socket:
+        stage.through = socket
+        with pytest.raises(UnifiedUserError, match=r"pooler in transaction mode.*pool_mode to session"):
+            stage.copy().run()
+    with pooler(cluster, "session") as socket:
+        stage.through = socket
+        assert stage.copy(batch_keys=10, workers=2).run()["finished"]
+    stage.through = direct
+    stage.in_step()
+
+
+def test_the_playbooks_reach_a_run_in_slices(cluster, reference_database, stage, tmp_path):
+    """The action plugin goes on after each slice; pause, status, resume and abort come from other terminals."""
+    variables = {
+        "unified_user_login_db": reference_database, "unified_user_login_unix_socket": str(cluster.host), "unified_user_login_port": cluster.port,
+        "data_migration_strategy": "online", "data_migration_slice_seconds": 0.2, "data_migration_throttle_replica_lag": 0,
+        "data_migration_throttle_query": "SELECT bool_or(hour) FROM public.rush",
+    }  # fmt: skip
+    hosts = inventory(tmp_path, variables)
+    play = tmp_path / "migrate_data.yml"
+    play.write_text("- hosts: database\n  gather_facts: false\n  roles: [rnltlabs.unified_user.data_migration]\n")
+
+    def control(name: str):
+        done = run_playbook(ROOT / "playbooks" / f"{name}.yml", hosts)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    assert "nobody has migrated this database" in control("status")
+    stage.session.execute("CREATE TABLE rush (hour boolean); INSERT INTO rush VALUES (true)")
+    outcome: list = []
+    thread = threading.Thread(target=lambda: outcome.append(run_playbook(play, hosts)), daemon=True)
+    thread.start()
+    until(lambda: (stage.control().status()["runner"] or {}).get("phase") == "backfill")
+    assert "changed=1 " in control("pause")
+    stage.session.execute("UPDATE rush SET hour = false")
+    until(lambda: "operator" in (stage.control().status()["runner"]["waiting_for"] or ""))
+    seen = control("status")
+    assert "in phase backfill" in seen and "changed=0 " in seen and "pause" in seen
+    assert "changed=1 " in control("resume")
+    thread.join(120)
+    assert outcome[0].returncode == 0 and "changed=1 " in outcome[0].stdout
+    assert re.search(r"backfill: [\d,]+ of about [\d,]+ rows \(\d+ %\)", outcome[0].stdout), outcome[0].stdout
+    assert "waiting for the throttle query: true" in outcome[0].stdout and "waiting for an operator: playbooks/resume.yml" in outcome[0].stdout
+    assert "finished" in control("status")
+    refused = run_playbook(ROOT / "playbooks" / "abort.yml", hosts)
+    assert refused.returncode != 0 and "rollback_mode=abort" in refused.stdout
+    stage.in_step()

