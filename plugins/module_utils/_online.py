@@ -40,6 +40,10 @@ WHERE i.indrelid = ANY (SELECT to_regclass(n) FROM unnest(%s) AS n) AND NOT i.in
 _ESTIMATE = "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class AS c WHERE c.oid = ANY (SELECT to_regclass(n) FROM unnest(%s) AS n)"
 
 
+class _SliceOver(Exception):
+    """A paused run has lasted as long as a slice may."""
+
+
 @dataclass(frozen=True)
 class OnlineOptions:
     """How to go about it beside a running application.
@@ -150,6 +154,8 @@ class OnlineCopy(AtomicCopy):
             self._notes.append(f"An earlier run was left behind and is gone on with: {taken}")
         try:
             result = self._go(runner)
+        except _SliceOver:
+            result = self._unfinished()
         except BaseException as error:
             # A lost server cannot be told; its run is an orphan, and known as one.
             with contextlib.suppress(psycopg2.Error):
@@ -170,7 +176,7 @@ class OnlineCopy(AtomicCopy):
             self._prepare(runner)
         self._keep_sync_on(runner, begun)
         if not self._carry(runner, started_at):
-            return self._result(changed=True, finished=False, progress=_progress(self.database))
+            return self._unfinished()
         with self._phase(runner, "build indexes and foreign keys") as phase:
             phase["rows"] = _deferral.put_back_beside_writers(
                 self.database, self.schema, lambda work: self._locked(work, "put back a foreign key of the unified tables")
@@ -184,6 +190,9 @@ class OnlineCopy(AtomicCopy):
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
 
+    def _unfinished(self) -> dict[str, Any]:
+        return self._result(changed=True, finished=False, progress=_progress(self.database))
+
     def _phase(self, runner: _runner.Runner, name: str) -> AbstractContextManager[dict[str, Any]]:
         """Time a phase and show it to `status`; what an operator has asked for is heard before it begins."""
         while True:
@@ -193,6 +202,8 @@ class OnlineCopy(AtomicCopy):
             if request != "pause":
                 break
             runner.wait(PAUSED)
+            if self._deadline and time.monotonic() > self._deadline:
+                raise _SliceOver
             time.sleep(0.5)
         runner.enter(name)
         return self.clock.phase(name)
