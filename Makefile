@@ -34,13 +34,13 @@ unit: setup ## run the unit tests
 integration: setup ## run the tests against every PostgreSQL major
 	@$(PY) tools/run_tests.py --stage integration
 
-stress: setup ## run many histories of writes under sync (STRESS_HISTORIES=1000 STRESS_SEED=0)
-	@UNIFIED_USER_STRESS_HISTORIES=$(or $(STRESS_HISTORIES),1000) $(PY) -m pytest -q -n 2 --all-majors --hypothesis-seed=$(or $(STRESS_SEED),0) tests/integration/test_sync_histories.py
+stress: setup ## run many histories of writes under sync, and beside online migrations (STRESS_HISTORIES=1000 STRESS_SEED=0)
+	@UNIFIED_USER_STRESS_HISTORIES=$(or $(STRESS_HISTORIES),1000) $(PY) -m pytest -q -n 2 --all-majors --hypothesis-seed=$(or $(STRESS_SEED),0) tests/integration/test_sync_histories.py tests/integration/test_online.py
 
 molecule: setup ## run the scenario on containers with systemd
 	@$(PY) tools/run_tests.py --stage molecule
 
-bench: setup ## measure the copy against its references (BENCH_SIZES="30000 300000 3000000")
+bench: setup ## measure the copy against its references (BENCH_SIZES="30000 300000 3000000"), or as BENCH_OPTIONS says: --backup, --online, --sync N
 	@$(PY) tools/bench $(if $(BENCH_SIZES),--sizes $(BENCH_SIZES)) $(if $(BENCH_REPETITIONS),--repetitions $(BENCH_REPETITIONS)) $(BENCH_OPTIONS)
 
 changelog: setup ## rewrite CHANGELOG.rst from changelogs/fragments
