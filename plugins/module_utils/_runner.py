@@ -44,7 +44,7 @@ class Runner:
             UnifiedUserError: another run is between two of its slices.
         """
         other = self.database.row(_STATUS)
-        if other and other["owner"] != self.owner and other["between_slices"] and other["heartbeat_age"] < ORPHANED_AFTER:
+        if other and other["owner"] != self.owner and other["between_slices"] and abs(other["heartbeat_age"]) < ORPHANED_AFTER:
             raise UnifiedUserError(
                 "start the run", f"another run is under way: {other['client']}, since {other['started_at']}, in phase {other['phase']}",
                 f"Let it end, or end it with playbooks/abort.yml; if its client is gone, run again in {ORPHANED_AFTER:g} s",

