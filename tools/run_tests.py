@@ -29,6 +29,9 @@ BIN = Path(sys.executable).parent
 OUTPUT = ROOT / ".cache" / "test-output"
 PYTHON = sys.executable
 
+#: Set in a thread whose output goes to its log only.
+SILENT = threading.local()
+
 
 @dataclasses.dataclass
 class Tally:
@@ -95,7 +98,7 @@ def run(command: list[str], log: Path, seconds: float, show: bool = True) -> int
         try:
             for line in process.stdout:
                 file.write(line)
-                if show:
+                if show and not getattr(SILENT, "on", False):
                     print(line, end="", flush=True)
             status = process.wait()
         except BaseException:
@@ -255,19 +258,67 @@ STAGES: dict[str, Callable[[], Tally]] = {
 }
 
 
+#: Stages that keep one processor busy, or wait: each runs beside the stages from one to another, its output only in its log.
+BESIDE = {"sanity": ("lint", "unit", "tools"), "molecule": ("playbooks", "application")}
+
+
+def run_stage(name: str, function: Callable[[], Tally]) -> Tally:
+    """Runs one stage; one that cannot has failed."""
+    try:
+        return function()
+    except (OSError, subprocess.SubprocessError, embedded_postgres.EmbeddedPostgresError) as error:
+        tally = Tally()
+        tally.fail(f"{name}: {error}")
+        return tally
+
+
+class Beside(threading.Thread):
+    """A stage that runs beside others."""
+
+    def __init__(self, name: str, function: Callable[[], Tally]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.function = function
+        self.tally = Tally()
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        started = time.monotonic()
+        SILENT.on = True
+        self.tally = run_stage(self.name, self.function)
+        self.seconds = time.monotonic() - started
+
+
 def run_stages(stages: dict[str, Callable[[], Tally]]) -> Tally:
-    """Runs the stages in order and prints what became of each."""
+    """Runs the stages in order, some beside others, and prints what became of each."""
     total, started = Tally(), time.monotonic()
+    beside = {name: Beside(name, function) for name, function in stages.items() if name in BESIDE and set(BESIDE[name]) & set(stages)}
+    waiting = dict(beside)
+
+    def tell(name: str, tally: Tally, seconds: float) -> None:
+        print(f"=== {name}: {tally} ({seconds:.0f} s, {time.monotonic() - started:.0f} s in all)", flush=True)
+        total.add(tally)
+
+    def join(name: str) -> None:
+        thread = waiting.pop(name)
+        thread.join()
+        tell(name, thread.tally, thread.seconds)
+
     for number, (name, function) in enumerate(stages.items(), start=1):
+        if name in beside:
+            continue
+        for other in beside:
+            if name in BESIDE[other] and not beside[other].ident:
+                print(f"\n=== {other}, beside the next", flush=True)
+                beside[other].start()
+        if name not in {part for other in waiting for part in BESIDE[other]}:
+            # What ran beside the stages before must not disturb this one.
+            for other in [other for other in waiting if beside[other].ident]:
+                join(other)
         print(f"\n=== ({number}/{len(stages)}) {name}", flush=True)
         stage_started = time.monotonic()
-        try:
-            tally = function()
-        except (OSError, subprocess.SubprocessError, embedded_postgres.EmbeddedPostgresError) as error:
-            tally = Tally()
-            tally.fail(f"{name}: {error}")
-        print(f"=== {name}: {tally} ({time.monotonic() - stage_started:.0f} s, {time.monotonic() - started:.0f} s in all)", flush=True)
-        total.add(tally)
+        tell(name, run_stage(name, function), time.monotonic() - stage_started)
+    for other in list(waiting):
+        join(other)
     return total
 
 

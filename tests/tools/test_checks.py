@@ -6,6 +6,7 @@ import gzip
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import changelog
@@ -526,3 +527,25 @@ def test_missing_major_is_skipped_aloud(tmp_path, monkeypatch):
 def test_ci_runs_exactly_the_tests():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+
+
+def test_stages_that_wait_run_beside_others_and_are_counted(monkeypatch, capfd, tmp_path):
+    order, gate = [], threading.Event()
+
+    def stage(name: str, passed: int):
+        def function():
+            order.append(name)
+            if name == "slow":
+                gate.wait(10)
+                run_tests.run([sys.executable, "-c", "print('hidden')"], tmp_path / "beside.log", 10)
+            if name == "second":
+                gate.set()
+            return run_tests.Tally(passed=passed)
+
+        return function
+
+    monkeypatch.setattr(run_tests, "BESIDE", {"slow": ("first", "second")})
+    total = run_tests.run_stages({name: stage(name, passed) for name, passed in (("first", 1), ("slow", 2), ("second", 4), ("third", 8))})
+    assert total.passed == 15 and total.failed == 0 and set(order[:2]) == {"first", "slow"} and order[2:] == ["second", "third"]
+    shown = capfd.readouterr().out
+    assert "hidden" not in shown and shown.index("=== slow: 2 passed") < shown.index("=== (4/4) third")
