@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -18,10 +19,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import compare_rows
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_accepted import ROWS, Accepted
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_writes import Writes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._restore import Restore, choose_backup, describe_backup
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Verification, verify_database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._version import COLLECTION_VERSION
@@ -276,7 +279,11 @@ class Rehearsal:
 
     def _copier(self, database: Database) -> AtomicCopy:
         # With the sync on there is more that could go wrong.
-        return AtomicCopy(database, Options.from_parameters({**self._parameters, "sync": True}))
+        options = Options.from_parameters({**self._parameters, "sync": True})
+        if self._parameters["strategy"] == "atomic":
+            return AtomicCopy(database, options)
+        online = OnlineOptions(owner=self.target, limits=Limits(replica_lag=0))
+        return OnlineCopy(database, options, online, lambda: _rehearsal_copy.open_copy(self._parameters, self.target))
 
     def _verify(self, database: Database, cutover_at: str | None = None) -> Verification:
         names = ("schema", "mapping", "sample_size", "mask_pii")
@@ -329,7 +336,7 @@ class Rehearsal:
 
     def _forecast(self, found: dict[str, Any]) -> dict[str, Any]:
         phases = found["copied"]["phases"]
-        first = next(index for index, phase in enumerate(phases) if phase["name"] == _FIRST_LOCKED_PHASE)
+        locked = itertools.dropwhile(lambda phase: phase["name"] != _FIRST_LOCKED_PHASE, phases)
         return {
             "forecast_version": FORECAST_VERSION,
             "rehearsed_at": utc(time.time()),
@@ -346,7 +353,7 @@ class Rehearsal:
             "writes": found["writes"],
             "steps_ms": self._durations,
             "phases": phases,
-            "longest_lock_ms": sum(phase["duration_ms"] for phase in phases[first:]),
+            "longest_lock_ms": found["copied"].get("longest_batch_ms") or sum(phase["duration_ms"] for phase in locked),
         }
 
 

@@ -139,6 +139,12 @@ options:
       - Memory that one sort or hash of the copy may use, as PostgreSQL spells it.
     type: str
     default: 256MB
+  strategy:
+    description:
+      - How the data is copied, as the real run will do it. See M(rnltlabs.unified_user.unified_user_transform).
+    type: str
+    default: atomic
+    choices: [atomic, online]
   maintenance_work_mem:
     description:
       - Memory for building one index, as PostgreSQL spells it.
@@ -223,7 +229,7 @@ forecast:
       type: list
       elements: dict
     longest_lock_ms:
-      description: How long the legacy tables were locked against writes, in milliseconds.
+      description: How long the legacy tables, or with C(strategy=online) the rows of a batch, were locked against writes, in milliseconds.
       type: int
     counts:
       description: Rows by unified table, those of the rehearsal's own writes among them.
@@ -279,6 +285,7 @@ def main() -> None:
             "lock_retry_seconds": {"type": "float", "default": 60},
             "work_mem": {"type": "str", "default": "256MB"},
             "maintenance_work_mem": {"type": "str", "default": "512MB"},
+            "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},
         },
         supports_check_mode=True,
     )

@@ -94,9 +94,10 @@ def stage(cluster, legacy_reference_database, tmp_path):
     cluster.drop_database(stage.copy)
 
 
-def test_goes_the_whole_way_and_leaves_only_the_forecast(stage):
+@pytest.mark.parametrize("strategy", ["atomic", "online"])
+def test_goes_the_whole_way_and_leaves_only_the_forecast(stage, strategy):
     before = stage.contents()
-    done = succeed(stage.rehearse())
+    done = succeed(stage.rehearse(strategy=strategy))
     assert (done["changed"], done["finished"], done["kept"], done["dropped_leftover"]) == (True, False, False, False)
     assert stage.databases() == [""] and stage.contents() == before
 
@@ -282,7 +283,8 @@ def test_what_a_killed_one_leaves_is_dropped_by_the_next(stage, moment):
 DEFAULTS = {
     "state": "rehearsed", "pgbackrest": {}, "accepted_changes": [], "backup": None, "target": None, "keep": False, "jobs": 2,
     "maintenance_db": "postgres", "session_role": None, "connect_params": None,
-    "lock_timeout": 1500, "lock_retry_seconds": 60, "work_mem": "64MB", "maintenance_work_mem": "64MB", "schema": "public", "mapping": None,
+    "lock_timeout": 1500, "lock_retry_seconds": 60, "strategy": "atomic", "work_mem": "64MB", "maintenance_work_mem": "64MB",
+    "schema": "public", "mapping": None,
     "sample_size": 5, "mask_pii": True, "email_match": "case_insensitive", "email_store": "as_stored", "join_credentials": "verified",
     "duplicate_identities": "fail", "id_collisions": "fail", "unresolvable_bookings": "fail", "guest_role": "CUSTOMER",
 }  # fmt: skip
