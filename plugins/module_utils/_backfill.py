@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
@@ -211,7 +210,7 @@ class Backfill:
             for table in ("batch", "member", "guest"):
                 database.execute(compose("DELETE FROM {table} WHERE key = ANY (%s)", {"table": sql.Identifier(table)}), (unusual,))
         database.execute("ANALYZE member")
-        rows = sum(self._fill(table, *target) for table, target in self._targets())
+        rows = sum(self._fill(table, *target) for table, target in self._projection.targets().items())
         database.execute(compose(
             "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}",
             {"select": self._projection.identity_map()},
@@ -220,18 +219,6 @@ class Backfill:
         if unusual:
             database.value(RECOMPUTE, (unusual, [], self.started_at))
         return rows
-
-    def _targets(self) -> list[tuple[str, Any]]:
-        projection = self._projection
-        return [
-            ("users", projection.users()),
-            ("user_role_assignments", projection.user_role_assignments()),
-            ("studio_ownership", projection.studio_ownership()),
-            ("new_accounts", projection.new_accounts()),
-            ("new_sessions", projection.new_sessions()),
-            ("new_bookings", projection.new_bookings()),
-            ("_UserFavorites", projection.favourites()),
-        ]
 
     def _fill(self, table: str, columns: list, select) -> int:
         names = self.schema[table].names

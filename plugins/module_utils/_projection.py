@@ -126,6 +126,18 @@ class Projection:
             sides=sides,
         )
 
+    def targets(self) -> dict[str, tuple]:
+        """Return columns and SELECT of each unified table that is filled, parents first."""
+        return {
+            "users": self.users(),
+            "user_role_assignments": self.user_role_assignments(),
+            "studio_ownership": self.studio_ownership(),
+            "new_accounts": self.new_accounts(),
+            "new_sessions": self.new_sessions(),
+            "new_bookings": self.new_bookings(),
+            "_UserFavorites": self.favourites(),
+        }
+
     def users(self):
         """Select one user for each identity and guest."""
         carried = self.schema.person_columns()

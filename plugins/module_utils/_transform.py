@@ -134,7 +134,7 @@ class AtomicCopy:
                         "guest": projection.guest(),
                         "counts": comma(
                             compose("(SELECT count(*) FROM ({select}) AS q) AS {name}", {"select": select, "name": sql.Identifier(name)})
-                            for name, (unused, select) in _targets(projection).items()
+                            for name, (unused, select) in projection.targets().items()
                         ),
                     },
                 )
@@ -387,7 +387,7 @@ class AtomicCopy:
 
     def _fill(self, projection: Projection) -> dict[str, int]:
         counts = {}
-        for name, (columns, select) in _targets(projection).items():
+        for name, (columns, select) in projection.targets().items():
             with self.clock.phase(self.schema[name].name) as phase:
                 counts[name] = phase["rows"] = self.database.execute(
                     self.schema.compose("INSERT INTO {table} ({columns}) {select}", table=name, columns=comma(columns), select=select)
@@ -462,16 +462,3 @@ _UNVERIFIED_BOOKINGS = """
 SELECT count(*) FROM {bookings} AS t JOIN member AS m ON m.position = 1 AND NOT m.any_verified AND m.key = {booking_key}
 WHERE t.{bookings.customerId} IS NULL
 """
-
-
-def _targets(projection: Projection) -> dict[str, tuple]:
-    """Return columns and SELECT of each unified table that is filled, parents first."""
-    return {
-        "users": projection.users(),
-        "user_role_assignments": projection.user_role_assignments(),
-        "studio_ownership": projection.studio_ownership(),
-        "new_accounts": projection.new_accounts(),
-        "new_sessions": projection.new_sessions(),
-        "new_bookings": projection.new_bookings(),
-        "_UserFavorites": projection.favourites(),
-    }
