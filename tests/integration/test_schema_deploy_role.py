@@ -191,7 +191,7 @@ def test_prisma_planned_deployed_and_done(cluster, legacy_database, by_prisma, r
     assert (planned.returncode, changed(planned), told["pending"]) == (0, 1, True), planned.stdout
     assert tables(cluster, legacy_database) == 10
 
-    done, told = by_prisma(legacy_database, schema_deploy_generate=True)
+    done, told = by_prisma(legacy_database)
     assert done.returncode == 0 and told["pending"] is False, done.stdout
     assert told["steps"][0]["detail"] == f"applied 1 of 7 migrations, the last {UNIFIED}"
     assert told["steps"][0]["data"] == {"engine": "prisma", "migrations": [UNIFIED]}
