@@ -234,6 +234,11 @@ def playbooks() -> Tally:
     return pytest("playbooks", "tests/playbooks", "--dist=loadfile", seconds=900)
 
 
+def application() -> Tally:
+    """The reference application, built and running, and sign-in on it: as it should be, and with each mistake."""
+    return pytest("application", "tests/application", seconds=1200)
+
+
 def molecule() -> Tally:
     """The scenarios on containers with systemd."""
     status = run([PYTHON, "tools/run_molecule.py"], OUTPUT / "molecule.log", 1800)
@@ -253,6 +258,7 @@ STAGES: dict[str, Callable[[], Tally]] = {
     "tools": tools,
     "integration": integration,
     "playbooks": playbooks,
+    "application": application,
     "molecule": molecule,
     "secrets": secrets,
 }
