@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bench import backups, clients, online, sections, sync_cost
-from bench.clients import Write, percentile, read_log
+from bench.clients import Write, percentile, read_log, refused, took
 from bench.contenders import PROCESSOR, BenchError
 from bench.results import Target
 
@@ -42,9 +42,10 @@ def test_a_log_tells_what_was_written_when_and_how_long_it_took():
 
 
 @pytest.mark.parametrize("word", ["failed", "deadlock", "serialization"])
-def test_a_write_that_the_server_refused_is_no_measure(word):
-    with pytest.raises(BenchError, match="1 of 3 writes ended in a deadlock"):
-        read_log(f"{LOG}0 2 {word} 0 1763850002 000000\n")
+def test_a_write_that_the_server_refused_is_counted_and_took_no_time(word):
+    writes = read_log(f"{LOG}0 2 {word} 1 1763850002 000000\n")
+    assert writes[2] == Write(1, 1763850002.0, None)
+    assert refused(writes) == 1 and took(writes) == [2.5, 0.9]
 
 
 def test_every_kind_of_write_has_a_script_on_both_sides():
@@ -106,6 +107,7 @@ def online_result(**changes: float) -> dict:
         (online.SECTION, online_result, "online, 2 workers: longest batch", 1001.0),
         (online.SECTION, online_result, f"online, 1 worker: longest transaction {online.TABLES}", 1001.0),
         (online.SECTION, online_result, "online, 1 worker: updates p99 / before", 2.1),
+        (online.SECTION, online_result, "online, 2 workers: writes refused", 1.0),
     ],
 )
 def test_one_missed_target_is_shown_and_fails_the_run(section, result, name, worse):

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,12 @@ class Write:
     Attributes:
         kind: which of the scripts made it, by its place among them.
         ended: when, in seconds since the epoch.
-        milliseconds: from when it was due to its end.
+        milliseconds: from when it was due to its end; None when it ended in a deadlock or in a serialization failure.
     """
 
     kind: int
     ended: float
-    milliseconds: float
+    milliseconds: float | None
 
 
 def script(side: str, kind: str) -> Path:
@@ -49,17 +49,23 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def read_log(text: str) -> list[Write]:
-    """Return the writes of a pgbench log.
+def took(writes: Iterable[Write]) -> list[float]:
+    """Return the milliseconds of those writes that were done."""
+    return [write.milliseconds for write in writes if write.milliseconds is not None]
 
-    Raises:
-        BenchError: the server refused one of them.
-    """
-    lines = [line.split() for line in text.splitlines()]
-    refused = sum(fields[2] in ("failed", "serialization", "deadlock") for fields in lines)
-    if refused:
-        raise BenchError(f"{refused} of {len(lines)} writes ended in a deadlock or in a serialization failure.")
-    return [Write(int(fields[3]), int(fields[4]) + int(fields[5]) / 1e6, int(fields[2]) / 1000) for fields in lines]
+
+def refused(writes: Iterable[Write]) -> int:
+    """Return how many writes were not done."""
+    return sum(write.milliseconds is None for write in writes)
+
+
+def read_log(text: str) -> list[Write]:
+    """Return the writes of a pgbench log."""
+    fields = [line.split() for line in text.splitlines()]
+    return [
+        Write(int(kind), int(seconds) + int(microseconds) / 1e6, int(spent) / 1000 if spent.isdecimal() else None)
+        for _client, _number, spent, kind, seconds, microseconds, *_lag in fields
+    ]
 
 
 class Clients:
@@ -97,7 +103,7 @@ class Clients:
         """Run to the end; return transactions per second, and the writes.
 
         Raises:
-            BenchError: the server refused one.
+            BenchError: pgbench could not do it, or the server refused one of the writes.
         """
         process = self._start()
         output, errors = process.communicate()
@@ -105,6 +111,8 @@ class Clients:
         found = re.search(r"^tps = ([\d.]+)", output, re.MULTILINE)
         if process.returncode or not found:
             raise BenchError(f"pgbench failed: {errors[-2000:]}")
+        if refused(writes):
+            raise BenchError(f"{refused(writes)} of {len(writes)} writes ended in a deadlock or in a serialization failure.")
         return float(found[1]), writes
 
     @contextlib.contextmanager
@@ -112,7 +120,7 @@ class Clients:
         """Run while the block does; what was written is in the list that it is given, once the block has ended.
 
         Raises:
-            BenchError: the server refused a write, or the clients ended too early.
+            BenchError: the clients ended too early.
         """
         writes: list[Write] = []
         process = self._start()

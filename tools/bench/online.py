@@ -17,7 +17,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online impo
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
 
-from bench.clients import Clients, Write, percentile, script
+from bench.clients import Clients, Write, percentile, refused, script, took
 from bench.contenders import PROCESSOR, Arena, BenchError, Stopwatch
 from bench.report import Table
 from bench.results import Measures, Target
@@ -118,11 +118,13 @@ class OnlineBench:
         cluster: the server.
         bookings: size of the reference case.
         calm: for how long the application writes by itself first, in seconds.
+        progress: shows a line.
     """
 
-    def __init__(self, cluster, bookings: int, calm: float = CALM) -> None:
+    def __init__(self, cluster, bookings: int, calm: float, progress: Callable[[str], None]) -> None:
         self._arena = Arena(cluster, bookings)
         self._calm = calm
+        self._progress = progress
         #: What is not a number: the longest transactions of each contender, the last repetition's.
         self.details: dict[str, dict[str, list[dict]]] = {}
 
@@ -178,6 +180,7 @@ class OnlineBench:
         measures.update({f"{name}: phase {phase['name']}": phase["duration_ms"] / 1000 for phase in result["phases"]})
         if "longest_batch_ms" in result:
             measures[f"{name}: longest batch"] = float(result["longest_batch_ms"])
+        self._progress(f"{name}: {stopwatch.seconds[name]:.1f} s")
         return {**measures, **stopwatch.seconds, f"{name}: longest wait": watch.longest_wait}
 
     def _beside(self, database: str, workers: int) -> Measures:
@@ -199,7 +202,8 @@ class OnlineBench:
             verify_database(session).require()
         for when, low, high in (("before", warm, started), ("meanwhile", started, ended)):
             measures.update(latencies(writes, low, high, f"{name}: ", f" {when} "))
-        measures[f"{name}: writes meanwhile"] = float(sum(started <= write.ended < ended for write in writes))
+        meanwhile = [write for write in writes if started <= write.ended < ended]
+        measures.update({f"{name}: writes meanwhile": float(len(meanwhile)), f"{name}: writes refused": float(refused(meanwhile))})
         return measures
 
 
@@ -207,7 +211,7 @@ def latencies(writes: list[Write], low: float, high: float, prefix: str, when: s
     """Return the percentiles of the writes that ended between two moments, in milliseconds, by who wrote."""
     found = {}
     for writer, kinds in WRITERS.items():
-        values = [write.milliseconds for write in writes if write.kind in kinds and low <= write.ended < high]
+        values = took(write for write in writes if write.kind in kinds and low <= write.ended < high)
         found.update({f"{prefix}{writer}{when}{label}": percentile(values, share) for label, share in SHARES.items()})
     return found
 
@@ -223,6 +227,8 @@ TARGETS = (
       for workers in WORKERS for kind in (ROWS, TABLES)),
     *(Target(f"{online(workers)}: p99 of {writer} / their p99 before", 2.0, _of(f"{online(workers)}: {writer} p99 / before"))
       for workers in WORKERS for writer in WRITERS),
+    *(Target(f"{online(workers)}: writes that ended in a deadlock", 0, _of(f"{online(workers)}: writes refused"), unit="")
+      for workers in WORKERS),
 )  # fmt: skip
 
 
@@ -230,10 +236,10 @@ def measure(cluster, bookings: int, repetitions: int, progress: Callable[[str], 
     """Return what each repetition measured, the medians, and the longest transactions of the last repetition."""
 
     def show(repetition: int, sample: Measures) -> None:
-        names = (ATOMIC, ALONE, *map(online, WORKERS))
-        progress(f"repetition {repetition + 1}: " + "; ".join(f"{name} {sample[name]:.1f} s" for name in names))
+        ratios = ", ".join(f"{name} {sample[f'{name} / {ATOMIC}']:.2f} ×" for name in (ALONE, *map(online, WORKERS)))
+        progress(f"repetition {repetition + 1}, against the atomic copy: {ratios}")
 
-    with OnlineBench(cluster, bookings, calm) as bench:
+    with OnlineBench(cluster, bookings, calm, progress) as bench:
         return {"bookings": bookings, **repeat(bench.measure, repetitions, show), "longest transactions": bench.details}
 
 

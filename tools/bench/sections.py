@@ -93,7 +93,7 @@ def conditions(result: dict) -> str:
     return f"Medians of {len(load)}; load average before a repetition: {min(load)} to {max(load)} on {os.cpu_count()} processors."
 
 
-def verdict(target: Target, measures: Measures, digits: int = 2) -> list[str]:
+def verdict(target: Target, measures: Measures) -> list[str]:
     """Return a table's row: what, value, whether the target is met."""
     value = target.compute(measures)
-    return [target.name, f"{value:,.{digits}f} {target.unit}", f"{'met' if target.met(value) else 'missed'}: {target.wanted}"]
+    return [target.name, f"{value:,.2f} {target.unit}".rstrip(), f"{'met' if target.met(value) else 'missed'}: {target.wanted}".rstrip()]

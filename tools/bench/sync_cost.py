@@ -14,7 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 
-from bench.clients import Clients, percentile, script
+from bench.clients import Clients, percentile, script, took
 from bench.contenders import Arena
 from bench.report import Table
 from bench.results import Measures, Target
@@ -134,7 +134,7 @@ class SyncBench:
         writers = Clients(self._arena.cluster, database, self._arena.bookings, [script(side, kind)], "--client", str(clients), *self._amount)
         measures[f"{side} {kind} {direction} {clients} tps"], writes = writers.run()
         if clients == 1:
-            measures[f"{side} {kind} {direction} ms"] = percentile([write.milliseconds for write in writes], 0.5)
+            measures[f"{side} {kind} {direction} ms"] = percentile(took(writes), 0.5)
 
     def _cut_over(self) -> Measures:
         """Turn forward into both while clients write."""
@@ -151,7 +151,7 @@ class SyncBench:
                 ended = time.time()
                 time.sleep(CALM)
         # What began during it may end after it.
-        before, meanwhile = ([w.milliseconds for w in writes if (w.ended < started) is early] for early in (True, False))
+        before, meanwhile = (took(write for write in writes if (write.ended < started) is early) for early in (True, False))
         return dict(zip(_PAUSE, (ended - started, max(meanwhile), max(before)), strict=True))
 
 
