@@ -45,7 +45,7 @@ SELECT a.pid, a.xact_start::text AS begun, extract(epoch FROM clock_timestamp() 
        coalesce(bool_or(l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')), false) AS tables
 FROM pg_stat_activity AS a LEFT JOIN (
     SELECT l.pid, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'p')
-    WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    WHERE l.granted AND l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND c.relnamespace::regnamespace::text IN ('public', 'unified_user_journal')
 ) AS l ON l.pid = a.pid
 WHERE a.datname = current_database() AND a.application_name = 'unified_user' AND a.xact_start IS NOT NULL
