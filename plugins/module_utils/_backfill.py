@@ -204,12 +204,12 @@ class Backfill:
         database.execute(_LOCK)
         database.execute("ANALYZE batch")
         database.execute(compose("INSERT INTO member {select}", {"select": self._people.member()}))
+        database.execute("ANALYZE member")
         database.execute(compose("INSERT INTO guest {select}", {"select": self._people.guest()}))
         unusual = [row["key"] for row in database.rows(self._unusual())]
         if unusual:
             for table in ("batch", "member", "guest"):
                 database.execute(compose("DELETE FROM {table} WHERE key = ANY (%s)", {"table": sql.Identifier(table)}), (unusual,))
-        database.execute("ANALYZE member")
         rows = sum(self._fill(table, *target) for table, target in self._projection.targets().items())
         database.execute(compose(
             "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}",

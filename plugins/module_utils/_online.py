@@ -20,7 +20,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, refuse
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PAUSED, Crew, aborted
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PATIENCE, PAUSED, Crew, aborted
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits, Throttle, require_readable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, set_up_session
@@ -189,6 +189,11 @@ class OnlineCopy(AtomicCopy):
         with self.database.transaction():
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
+
+    def _settings(self) -> None:
+        super()._settings()
+        # Shorter than any server takes to find a deadlock: it is us who yield.
+        self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{min(self.options.lock_timeout, PATIENCE)}ms",))
 
     def _unfinished(self) -> dict[str, Any]:
         return self._result(changed=True, finished=False, progress=_progress(self.database))

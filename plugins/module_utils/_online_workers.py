@@ -31,6 +31,9 @@ _IMPATIENCE = 50
 #: How often the watch looks around, in seconds.
 _LOOK = 0.5
 
+#: Longest wait for a lock that writers queue behind, or for one key, in milliseconds; nobody has found a deadlock by then.
+PATIENCE = 200
+
 #: What a paused run waits for.
 PAUSED = "an operator: playbooks/resume.yml goes on"
 
@@ -68,7 +71,7 @@ class _Worker(threading.Thread):
         online, size = self.crew.copy.online, min(_FIRST_BATCH, self.crew.copy.online.batch_keys)
         while self.crew.may_go_on():
             try:
-                carried = self.backfill.advance(size, _IMPATIENCE if size > 1 else self.crew.copy.options.lock_timeout)
+                carried = self.backfill.advance(size, _IMPATIENCE if size > 1 else min(self.crew.copy.options.lock_timeout, PATIENCE))
             except Yielded:
                 self.yielding = True
                 if size == 1:

@@ -505,6 +505,11 @@ class Forward:
     def _collision(self):
         rekeyed = Projection.rekeyed_id(self.schema.compose("t.{customers.id}"))
         parts = {"key": self.key("customers", "t"), "owner_key": self.key("studio_owners", "o"), "rekeyed": rekeyed}
+        for name, table, alias in (("owner_not_made", "studio_owners", "o"), ("customer_not_made", "customers", "c")):
+            parts[name] = self.schema.compose(
+                "NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.made AND i.source_table = {name} AND i.source_id = {row}.{table.id})",
+                name=sql.Literal(table), row=sql.SQL(alias), table=table,
+            )
         if self.policies.id_collisions == "fail":
             return self.schema.compose(
                 "WHEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{customers.id} AND {owner_key} <> {key})"
@@ -512,8 +517,9 @@ class Forward:
             )
         return self.schema.compose(
             "WHEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = t.{customers.id} AND {owner_key} <> {key})"
-            " AND (EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = {rekeyed})"
-            " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = {rekeyed})"
+            # A row that reverse made of the user who bears the derived id is his own.
+            " AND (EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = {rekeyed} AND {owner_not_made})"
+            " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = {rekeyed} AND {customer_not_made})"
             " OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = {rekeyed} AND i.identity_key <> {key}"
             " AND (i.source_table, i.source_id) IS DISTINCT FROM ('customers', t.{customers.id})))"
             " THEN 'derived_id_taken' END", **parts
@@ -780,8 +786,9 @@ def recompute(keep_password=None, **arrays):
     """
     parts = {name: arrays.get(name) or sql.SQL("NULL") for name in ("keys", "ids", "bookings", "rows", "studios", "reversed")}
     return compose(
-        "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[], ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[], ARRAY[{rows}]::text[],"
-        " ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, (now() AT TIME ZONE 'UTC')::timestamp(3));",
+        # The keys' own collation would become the function's, and no index of the default collation would serve it.
+        "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[] COLLATE \"default\", ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[],"
+        " ARRAY[{rows}]::text[], ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, (now() AT TIME ZONE 'UTC')::timestamp(3));",
         {**parts, "keep_password": keep_password or sql.SQL("false")},
     )
 
@@ -799,9 +806,11 @@ def mark(direction: str) -> str:
 def settings(direction: str, schema: Schema):
     """Return the SET clauses of a sync function: its path, and in it the mark by which the other direction knows whose write it is.
 
-    A parameter of our own would do as well, but only a superuser may give a function one.
+    A parameter of our own would do as well, but only a superuser may give a function one. What a function does is planned once for
+    a session, by indexes: it is always about a few rows, whatever the statistics said when the tables were still empty.
     """
     return compose(
-        "SET search_path = pg_catalog, {schema}, {mark}, pg_temp SET row_security = off",
+        "SET search_path = pg_catalog, {schema}, {mark}, pg_temp SET row_security = off"
+        " SET plan_cache_mode = force_generic_plan SET enable_seqscan = off",
         {"schema": sql.Identifier(schema.name), "mark": sql.Identifier(mark(direction))},
     )

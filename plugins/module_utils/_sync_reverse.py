@@ -138,7 +138,7 @@ DECLARE
     uu_keys text[];
     uu_made boolean := false;
 BEGIN
-    SELECT unified_user_journal.lock_user(ARRAY[{user_key}], uu_user) INTO uu_keys FROM {users} AS u WHERE u.{users.id} = uu_user;
+    SELECT unified_user_journal.lock_user(ARRAY[{user_key}] COLLATE "default", uu_user) INTO uu_keys FROM {users} AS u WHERE u.{users.id} = uu_user;
     DELETE FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = uu_user;
     IF uu_keys IS NULL THEN
         RETURN;
@@ -202,7 +202,7 @@ DECLARE
     uu_keys text[];
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}], OLD.{users.id});
+        uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}] COLLATE "default", OLD.{users.id});
         {erase}
         DELETE FROM unified_user_journal.identity_map AS i WHERE i.user_id = OLD.{users.id};
         DELETE FROM unified_user_journal.divergence AS d WHERE d.user_id = OLD.{users.id};
@@ -212,7 +212,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}], NEW.{users.id});
+        PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", NEW.{users.id});
     END IF;
     PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END);
     RETURN NULL;
@@ -312,14 +312,14 @@ DECLARE
     uu_keys text[];
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        PERFORM unified_user_journal.lock_user(ARRAY[{old_key}], OLD.{new_bookings.customerId});
+        PERFORM unified_user_journal.lock_user(ARRAY[{old_key}] COLLATE "default", OLD.{new_bookings.customerId});
         DELETE FROM {bookings} AS b WHERE b.{bookings.id} = OLD.{new_bookings.id};
         DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = OLD.{new_bookings.id};
         {settle_old}
         RETURN NULL;
     END IF;
     uu_user := NEW.{new_bookings.customerId};
-    uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}], uu_user);
+    uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", uu_user);
     uu_customer := {first_customer};
     IF TG_OP = 'UPDATE' AND OLD.{new_bookings.id} = NEW.{new_bookings.id} THEN
         UPDATE {bookings} AS b SET {updates} WHERE b.{bookings.id} = NEW.{new_bookings.id};
@@ -546,7 +546,7 @@ def _settle(keys, user: str = "''", bookings=None):
         user: expression of the user whose own write this is; '' where it is nobody's in particular.
         bookings: composed expression of a booking's id.
     """
-    listed = sql.SQL(keys) if isinstance(keys, str) else compose("ARRAY[{key}]", {"key": keys})
+    listed = sql.SQL(keys) if isinstance(keys, str) else compose('ARRAY[{key}] COLLATE "default"', {"key": keys})
     return compose(
         "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true,"
         " (now() AT TIME ZONE 'UTC')::timestamp(3));",

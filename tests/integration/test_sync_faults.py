@@ -474,6 +474,9 @@ FOUND_WITH_BOTH = {
     "a guest's role is scoped to a studio": (Policies(), [
         f"""UPDATE user_role_assignments SET "studioId" = 's' WHERE "userId" = '{GUEST}'""", """UPDATE users SET "updatedAt" = '2023-11-14'"""]),
     "every user is touched, a rekeyed one among them": (Policies(id_collisions="rekey"), ["""UPDATE users SET "updatedAt" = '1969-11-14'"""]),
+    "a rekeyed customer becomes an owner, too": (Policies(id_collisions="rekey"), [
+        f"""INSERT INTO user_role_assignments (id, "userId", role) SELECT 'n', u.id, 'STUDIO_OWNER' FROM users AS u WHERE u.id <> '{GUEST}'
+            AND u.id NOT IN (SELECT id FROM customers UNION SELECT id FROM studio_owners)"""]),
     "a customer owns a studio without an owner, and becomes one": (Policies(), [
         "DELETE FROM studio_owners WHERE id = 'o'",
         """INSERT INTO studio_ownership (id, "userId", "studioId", "acceptedAt") VALUES ('n', 'a', 's', now())""",
