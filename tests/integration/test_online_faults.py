@@ -74,7 +74,10 @@ class Stage:
 
     def connect(self) -> Database:
         """Open a session such as a module would open."""
-        return connect({"login_unix_socket": self.through or self.cluster.host, "login_port": self.cluster.port, "login_user": self.cluster.user, "login_db": self.name})
+        cluster = self.cluster
+        return connect({
+            "login_unix_socket": self.through or cluster.host, "login_port": cluster.port, "login_user": cluster.user, "login_db": self.name,
+        })  # fmt: skip
 
     def copy(self, owner: str = "test", lock_retry_seconds: float = 60, lock_timeout: int = 1500, **options) -> OnlineCopy:
         chosen = OnlineOptions(owner, **{"batch_keys": 20, "limits": Limits(replica_lag=0), **options})
