@@ -27,7 +27,6 @@ from tests.integration.preflight_support import follow, found, look, names, prob
 pytestmark = pytest.mark.one_major
 
 
-
 @pytest.fixture
 def connection(cluster, reference_database):
     """A session on the reference database."""
