@@ -12,7 +12,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import OWNER_SIDE, Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import identity_key, is_blank, is_usable, masked_email
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import identity_key, is_usable, masked_email
 
 BLOCKER = "blocker"
 WARNING = "warning"
@@ -294,7 +294,7 @@ class DataFindings:
 
     def _lost_question(self, table: str, column: str, why: str) -> _Question:
         value = sql.SQL("t.{}").format(sql.Identifier(column))
-        holds = sql.SQL("NOT {}").format(is_blank(value)) if self.schema[table].columns[column].is_text else sql.SQL("{} IS NOT NULL").format(value)
+        holds = sql.SQL("{} IS NOT NULL").format(value)
         return _Question(
             "column_without_destination", WARNING,
             f"{self.schema[table].name}.{column} holds values that are not carried: {why}",

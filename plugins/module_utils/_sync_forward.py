@@ -811,6 +811,7 @@ def settings(direction: str, schema: Schema):
     """
     return compose(
         "SET search_path = pg_catalog, {schema}, {mark}, pg_temp SET row_security = off"
-        " SET plan_cache_mode = force_generic_plan SET enable_seqscan = off",
+        # Before PostgreSQL 18 what enable_seqscan forbids looks expensive enough to compile, call by call.
+        " SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off",
         {"schema": sql.Identifier(schema.name), "mark": sql.Identifier(mark(direction))},
     )
