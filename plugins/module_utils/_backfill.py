@@ -29,6 +29,8 @@ INSERT INTO batch (key)
 SELECT k.key FROM ({sources}) AS k WHERE k.key IS NOT NULL ORDER BY k.key COLLATE "C" LIMIT {size}
 """
 
+_BOUND = "{key} {operator} (SELECT s.{bound} FROM unified_user_journal.backfill AS s WHERE s.slice = {slice})"
+
 # The journal's columns have the database's collation, and so has the index.
 _FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default")'
 
@@ -75,8 +77,22 @@ _QUARANTINE = """
 INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row") {select} ON CONFLICT (source_table, source_id) DO NOTHING
 """
 
+#: Brings identities up to date: a template over the SELECT of their keys.
 RECOMPUTE = """
-SELECT unified_user_journal.recompute(%s::text[], '{}', %s::text[], '{}', '{}', '{}', false, %s::timestamp)
+SELECT unified_user_journal.recompute(
+    ARRAY({keys}) COLLATE "default", ARRAY[]::text[], %s::text[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], false, %s::timestamp)
+"""
+
+
+# Shares of about the same number of customers, by the key that each ends with.
+_SLICES = """
+INSERT INTO unified_user_journal.backfill (slice, after, upto)
+SELECT row_number() OVER keys - 1, lag(u.key) OVER keys, u.key FROM (
+    SELECT DISTINCT b.key FROM (
+        SELECT (SELECT {key} FROM {customers} AS t ORDER BY 1 OFFSET (SELECT count(*) * n / {workers} FROM {customers}) LIMIT 1) AS key
+        FROM generate_series(1, {workers} - 1) AS n
+    ) AS b WHERE b.key IS NOT NULL UNION ALL SELECT NULL
+) AS u WINDOW keys AS (ORDER BY u.key COLLATE "C" NULLS LAST)
 """
 
 
@@ -136,7 +152,9 @@ class Backfill:
         database = self.database
         for name, value in (("jit", "off"), ("random_page_cost", "1.1"), ("client_min_messages", "warning"), ("max_parallel_workers_per_gather", "0")):
             database.value("SELECT set_config(%s, %s, false)", (name, value))
+        # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
         database.execute("CREATE TEMPORARY TABLE batch (key text PRIMARY KEY) ON COMMIT DELETE ROWS")
+        database.execute("CREATE TEMPORARY TABLE unusual (key text PRIMARY KEY) ON COMMIT DELETE ROWS")
         for name, select in (("member", self._people.member()), ("guest", self._people.guest())):
             database.execute(
                 compose("CREATE TEMPORARY TABLE {name} ON COMMIT DELETE ROWS AS {select} WITH NO DATA", {"name": sql.Identifier(name), "select": select})
@@ -157,11 +175,10 @@ class Backfill:
             with self.database.transaction():
                 lift_timeouts(self.database)
                 self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout}ms",))
-                keys, last = self._next(size)
+                keys = self._next(size)
                 rows = self._carry() if keys else 0
                 self.database.execute(
-                    "UPDATE unified_user_journal.backfill SET after = coalesce(%s, after), rows = rows + %s, done = %s WHERE slice = %s",
-                    (last, rows, keys < size, self.number),
+                    "UPDATE unified_user_journal.backfill SET rows = rows + %s, done = %s WHERE slice = %s", (rows, keys < size, self.number)
                 )
         except psycopg2.Error as error:
             if error.pgcode in YIELDING and not self.database.connection.closed:
@@ -172,15 +189,16 @@ class Backfill:
     def skip(self) -> None:
         """Move the cursor past the next key: it is looked at again at the end."""
         with self.database.transaction():
-            keys, last = self._next(1)
+            keys = self._next(1)
             self.database.execute(
-                "UPDATE unified_user_journal.backfill SET after = coalesce(%s, after), skipped = skipped + 1, done = %s WHERE slice = %s",
-                (last, not keys, self.number),
+                "UPDATE unified_user_journal.backfill SET skipped = skipped + %s, done = %s WHERE slice = %s", (keys, not keys, self.number)
             )
 
-    def _next(self, size: int) -> tuple[int, str | None]:
-        """Put the next keys into the batch; return how many and the last of them."""
-        row = self.database.row("SELECT after, upto FROM unified_user_journal.backfill WHERE slice = %s", (self.number,))
+    def _next(self, size: int) -> int:
+        """Put the next keys into the batch, and move the cursor behind the last of them; return how many."""
+        row = self.database.row(
+            "SELECT after IS NOT NULL AS after, upto IS NOT NULL AS upto FROM unified_user_journal.backfill WHERE slice = %s", (self.number,)
+        )
         limit = sql.Literal(size)
         sources = []
         for table in (*_mapping.PEOPLE, "bookings"):
@@ -189,15 +207,21 @@ class Backfill:
             conditions = [compose(_FREE, {"key": key})]
             if table == "bookings":
                 conditions.append(self.schema.compose("t.{bookings.customerId} IS NULL"))
-            for operator, bound in ((">", row["after"]), ("<=", row["upto"])):
-                if bound is not None:
-                    conditions.append(compose(f"{{key}} {operator} {{bound}}", {"key": key, "bound": sql.Literal(bound)}))
+            for operator, bound in ((">", "after"), ("<=", "upto")):
+                if row[bound]:
+                    conditions.append(compose(_BOUND, {
+                        "key": key, "operator": sql.SQL(operator), "bound": sql.Identifier(bound), "slice": sql.Literal(self.number),
+                    }))  # fmt: skip
             sources.append(self.schema.compose(
                 "(SELECT DISTINCT {key} AS key FROM {table} AS t WHERE {conditions} ORDER BY 1 LIMIT {size})",
                 key=key, table=table, conditions=all_of(conditions), size=limit,
             ))  # fmt: skip
         self.database.execute(compose(_NEXT, {"sources": sql.SQL(" UNION ").join(sources), "size": limit}))
-        return self.database.value("SELECT count(*) FROM batch"), self.database.value('SELECT max(key COLLATE "C") FROM batch')
+        self.database.execute(
+            'UPDATE unified_user_journal.backfill SET after = coalesce((SELECT max(b.key COLLATE "C") FROM batch AS b), after) WHERE slice = %s',
+            (self.number,),
+        )
+        return self.database.value("SELECT count(*) FROM batch")
 
     def _carry(self) -> int:
         database = self.database
@@ -206,10 +230,10 @@ class Backfill:
         database.execute(compose("INSERT INTO member {select}", {"select": self._people.member()}))
         database.execute("ANALYZE member")
         database.execute(compose("INSERT INTO guest {select}", {"select": self._people.guest()}))
-        unusual = [row["key"] for row in database.rows(self._unusual())]
+        unusual = database.execute(compose("INSERT INTO unusual {select}", {"select": self._unusual()}))
         if unusual:
             for table in ("batch", "member", "guest"):
-                database.execute(compose("DELETE FROM {table} WHERE key = ANY (%s)", {"table": sql.Identifier(table)}), (unusual,))
+                database.execute(compose("DELETE FROM {table} WHERE key IN (SELECT u.key FROM unusual AS u)", {"table": sql.Identifier(table)}))
         rows = sum(self._fill(table, *target) for table, target in self._projection.targets().items())
         database.execute(compose(
             "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}",
@@ -217,7 +241,7 @@ class Backfill:
         ))  # fmt: skip
         database.execute(compose(_QUARANTINE, {"select": self._people.quarantine()}))
         if unusual:
-            database.value(RECOMPUTE, (unusual, [], self.started_at))
+            database.value(compose(RECOMPUTE, {"keys": sql.SQL("SELECT u.key FROM unusual AS u")}), ([], self.started_at))
         return rows
 
     def _fill(self, table: str, columns: list, select) -> int:
@@ -256,19 +280,9 @@ def make_slices(database: Database, schema: Schema, policies: Policies, workers:
     """
     if database.value("SELECT EXISTS (SELECT FROM unified_user_journal.backfill)"):
         return
-    customer = compose("t.{email}", {"email": schema.column("customers", "email")})
-    key = identity_key(customer, policies.email_match)
+    key = identity_key(compose("t.{email}", {"email": schema.column("customers", "email")}), policies.email_match)
     # Customers are nearly everybody.
-    bounds = [
-        database.value(schema.compose("SELECT {key} FROM {customers} AS t ORDER BY {key} OFFSET (SELECT count(*) * {n} / {all} FROM {customers}) LIMIT 1",
-                                      key=key, n=sql.Literal(number), all=sql.Literal(workers)))
-        for number in range(1, workers)
-    ]  # fmt: skip
-    lower = None
-    with database.transaction():
-        for number, upper in enumerate([*sorted({bound for bound in bounds if bound is not None}), None]):
-            database.execute("INSERT INTO unified_user_journal.backfill (slice, after, upto) VALUES (%s, %s, %s)", (number, lower, upper))
-            lower = upper
+    database.execute(schema.compose(_SLICES, key=key, workers=sql.Literal(workers)))
 
 
 def begin_again(database: Database) -> bool:

@@ -343,21 +343,19 @@ class OnlineCopy(AtomicCopy):
         """Put the bookings into quarantine that have neither a customer nor an e-mail: no key leads to them."""
         ids = [row["id"] for row in self.database.rows(self.schema.compose(
             "SELECT b.{bookings.id} AS id FROM {bookings} AS b WHERE b.{bookings.customerId} IS NULL AND b.{bookings.customerEmail} IS NULL"))]  # fmt: skip
-        self._recompute([], ids, started_at)
+        for start in range(0, len(ids), _REPAIR_BATCH):
+            self._recompute(sql.SQL("SELECT NULL::text WHERE false"), ids[start : start + _REPAIR_BATCH], started_at)
 
-    def _recompute(self, keys: list[str], bookings: list[str], moment: str) -> None:
-        """Bring identities up to date, a few in each transaction."""
-        for column, values in enumerate((keys, bookings)):
-            for start in range(0, len(values), _REPAIR_BATCH):
-                part = values[start : start + _REPAIR_BATCH]
+    def _recompute(self, keys, bookings: list[str], moment: str) -> None:
+        """Bring a few identities, and bookings, up to date in a transaction; ``keys`` is the SELECT of their keys."""
 
-                def attempt(column=column, part=part) -> None:
-                    with self.database.transaction():
-                        lift_timeouts(self.database)
-                        self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
-                        self.database.value(_backfill.RECOMPUTE, ([], part, moment) if column else (part, [], moment))
+        def attempt() -> None:
+            with self.database.transaction():
+                lift_timeouts(self.database)
+                self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
+                self.database.value(compose(_backfill.RECOMPUTE, {"keys": keys}), (bookings, moment))
 
-                with_lock_retries(attempt, "repair identities", self.database, self._long_transactions, self.options.lock_retry_seconds)
+        with_lock_retries(attempt, "repair identities", self.database, self._long_transactions, self.options.lock_retry_seconds)
 
     def _analyze(self) -> None:
         self.database.execute(compose("ANALYZE {map}", {"map": sql.Identifier(_journal.SCHEMA, "identity_map")}))
@@ -367,8 +365,19 @@ class OnlineCopy(AtomicCopy):
     def _repair(self, runner: _runner.Runner, why: str) -> None:
         with self._phase(runner, "repair") as phase:
             keys, bookings = self._sync().everything()
-            phase["rows"] = len(keys)
-            self._recompute(keys, bookings, self.database.value("SELECT (now() AT TIME ZONE 'UTC')::timestamp(3)::text"))
+            moment = self.database.value("SELECT (now() AT TIME ZONE 'UTC')::timestamp(3)::text")
+            self.database.execute("DROP TABLE IF EXISTS pg_temp.to_repair")
+            # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
+            phase["rows"] = self.database.execute(
+                compose("CREATE TEMPORARY TABLE to_repair AS SELECT row_number() OVER () AS n, k.key FROM ({keys}) AS k", {"keys": keys})
+            )
+            for first in range(1, phase["rows"] + 1, _REPAIR_BATCH):
+                part = compose("SELECT r.key FROM to_repair AS r WHERE r.n BETWEEN {first} AND {last}", {
+                    "first": sql.Literal(first), "last": sql.Literal(first + _REPAIR_BATCH - 1),
+                })  # fmt: skip
+                self._recompute(part, [], moment)
+            for first in range(0, len(bookings), _REPAIR_BATCH):
+                self._recompute(sql.SQL("SELECT NULL::text WHERE false"), bookings[first : first + _REPAIR_BATCH], moment)
             runner.mark_for_repair(False)
         self._notes.append(f"Every identity was looked at again, because of {why}")
 

@@ -153,22 +153,17 @@ class Sync:
         self._locked(lambda: end(self.database, self.schema.name), "turn off the sync")
         return True
 
-    def repair(self, keys: list[str] | None = None) -> None:
-        """Bring identities up to date, whatever was written while no trigger was there.
-
-        Args:
-            keys: the identity keys; None stands for all.
-        """
-        every_key, bookings = self.everything()
-        keys = every_key if keys is None else keys
+    def repair(self) -> None:
+        """Bring every identity up to date, whatever was written while no trigger was there."""
+        keys, bookings = self.everything()
         self.database.execute(
-            "SELECT unified_user_journal.recompute(%s::text[], '{}', %s::text[], '{}', '{}', '{}', false, (now() AT TIME ZONE 'UTC')::timestamp(3))",
-            (keys, bookings),
+            compose("SELECT unified_user_journal.recompute(ARRAY({keys}) COLLATE \"default\", ARRAY[]::text[], %s::text[], ARRAY[]::text[], ARRAY[]::text[],"
+                    " ARRAY[]::text[], false, (now() AT TIME ZONE 'UTC')::timestamp(3))", {"keys": keys}), (bookings,)
         )
 
-    def everything(self) -> tuple[list[str], list[str]]:
-        """Return the keys of all identities, and the ids of bookings that are on one side only."""
-        return [row["key"] for row in self.database.rows(self._all_keys())], [row["id"] for row in self.database.rows(self._stray_bookings())]
+    def everything(self) -> tuple[Any, list[str]]:
+        """Return the SELECT of the keys of all identities, and the ids of bookings that are on one side only."""
+        return self._all_keys(), [row["id"] for row in self.database.rows(self._stray_bookings())]
 
     def status(self) -> dict[str, Any]:
         """Say what is on, and what is wrong with it.

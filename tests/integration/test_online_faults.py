@@ -521,6 +521,23 @@ def test_a_row_that_nobody_carried_is_found_and_repaired(stage, monkeypatch):
     assert any("because of differences in" in note for note in result["notes"])
 
 
+def test_no_statement_holds_an_address(stage):
+    """A server may log every statement; what tells people apart stays in the server."""
+    sessions = []
+
+    def connect_and_keep():
+        sessions.append(Stage.connect(stage))
+        return sessions[-1]
+
+    copy = OnlineCopy(connect_and_keep(), Options(), OnlineOptions("test", batch_keys=20, workers=2, limits=Limits(replica_lag=0)), connect_and_keep)
+    stage.session.execute("DELETE FROM customers WHERE id = (SELECT max(id) FROM customers)")
+    assert copy.run()["finished"]
+    statements = "\n".join(statement for session in sessions for statement in session.executed_queries)
+    assert "identity_lock" in statements
+    people = stage.session.rows("SELECT email AS address FROM customers UNION SELECT email FROM studio_owners UNION SELECT lower(email) FROM customers")
+    assert not [row for row in people if row["address"] in statements]
+
+
 def test_strategies_are_not_mixed(stage):
     stage.copy(slice_seconds=0.001).run()
     with pytest.raises(UnifiedUserError, match="the online one has begun already"):
