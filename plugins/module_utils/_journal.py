@@ -247,6 +247,8 @@ def abort_run(database: Database) -> None:
         " unified_user_journal.divergence, unified_user_journal.pinned_booking, unified_user_journal.backfill"
     )
     database.execute("UPDATE unified_user_journal.run SET state = 'aborted', finished_at = clock_timestamp() WHERE state <> 'aborted'")
+    # A run that is between two slices must not begin anew with the next one.
+    database.execute("UPDATE unified_user_journal.runner SET ended = true, between_slices = false, request = 'abort'")
 
 
 def describe(database: Database) -> dict[str, Any]:

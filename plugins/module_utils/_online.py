@@ -20,7 +20,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, refuse
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PATIENCE, PAUSED, Crew, aborted
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PATIENCE, PAUSED, Crew
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits, Throttle, require_readable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, set_up_session
@@ -203,7 +203,7 @@ class OnlineCopy(AtomicCopy):
         while True:
             request = runner.requested()
             if request == "abort":
-                raise aborted()
+                raise _runner.aborted()
             if request != "pause":
                 break
             runner.wait(PAUSED)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._backfill import Backfill, Yielded
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._runner import Runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._runner import Runner, aborted
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Throttle
 
@@ -36,11 +35,6 @@ PATIENCE = 200
 
 #: What a paused run waits for.
 PAUSED = "an operator: playbooks/resume.yml goes on"
-
-
-def aborted() -> UnifiedUserError:
-    """Return the error of a run whose end an operator asked for."""
-    return UnifiedUserError("go on with the migration of the data", "an operator asked for its end", "playbooks/abort.yml empties the unified tables")
 
 
 class _Worker(threading.Thread):

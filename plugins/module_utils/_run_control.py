@@ -77,14 +77,13 @@ class RunControl:
                 "Go back with playbooks/rollback.yml -e rollback_mode=abort, which tells what would be lost",
             )
         if not check_mode:
-            if _runner.status(self.database) and not _runner.status(self.database)["ended"]:
+            runner = _runner.status(self.database)
+            if runner and not runner["ended"]:
                 _runner.ask(self.database, "abort")
             freed = self._wait()
             if freed:
                 notes.append(f"The lock of a run whose client is gone was freed: {freed}")
         result = AtomicCopy(self.database, self.options).undo(check_mode)
-        if not check_mode and _runner.status(self.database):
-            _runner.forget(self.database)
         return {**result, "notes": notes}
 
     def _wait(self) -> str | None:

@@ -22,6 +22,14 @@ FROM unified_user_journal.runner AS r
 """
 
 
+def aborted() -> UnifiedUserError:
+    """Return the error of a run whose end an operator asked for."""
+    return UnifiedUserError(
+        "go on with the migration of the data", "an operator asked for its end",
+        "playbooks/abort.yml empties the unified tables; then the same command begins anew",
+    )
+
+
 class Runner:
     """The row of the run that owns this database.
 
@@ -41,9 +49,11 @@ class Runner:
             Whom it was taken over from, for a message; None when nobody had it.
 
         Raises:
-            UnifiedUserError: another run is between two of its slices.
+            UnifiedUserError: another run is between two of its slices, or this one was aborted between two of its own.
         """
         other = self.database.row(_STATUS)
+        if other and other["owner"] == self.owner and other["request"] == "abort":
+            raise aborted()
         if other and other["owner"] != self.owner and other["between_slices"] and abs(other["heartbeat_age"]) < ORPHANED_AFTER:
             raise UnifiedUserError(
                 "start the run", f"another run is under way: {other['client']}, since {other['started_at']}, in phase {other['phase']}",
@@ -54,6 +64,7 @@ class Runner:
             " || 'application ' || current_setting('application_name'), pg_backend_pid()"
             " ON CONFLICT (one) DO UPDATE SET owner = excluded.owner, client = excluded.client, pid = excluded.pid, ended = false, between_slices = false,"
             " heartbeat_at = clock_timestamp(), waiting_for = NULL, last_error = CASE WHEN r.owner = excluded.owner THEN r.last_error END,"
+            " request = CASE WHEN r.owner = excluded.owner OR r.request <> 'abort' THEN r.request END,"
             " started_at = CASE WHEN r.owner = excluded.owner THEN r.started_at ELSE clock_timestamp() END",
             (self.owner,),
         )
@@ -105,8 +116,7 @@ class Runner:
     def end(self, error: str | None = None) -> None:
         """Let go of the run: finished, or failed with an error that ``status`` shows."""
         self.database.execute(
-            "UPDATE unified_user_journal.runner SET ended = true, waiting_for = NULL, last_error = %s, heartbeat_at = clock_timestamp(),"
-            " request = nullif(request, 'abort')", (error,),
+            "UPDATE unified_user_journal.runner SET ended = true, waiting_for = NULL, last_error = %s, heartbeat_at = clock_timestamp()", (error,)
         )
 
 
@@ -121,11 +131,6 @@ def ask(database: Database, request: str | None) -> bool:
         Whether that is something new.
     """
     return bool(database.execute("UPDATE unified_user_journal.runner SET request = %s WHERE request IS DISTINCT FROM %s", (request, request)))
-
-
-def forget(database: Database) -> None:
-    """Forget the run: it was undone."""
-    database.execute("DELETE FROM unified_user_journal.runner")
 
 
 def status(database: Database) -> dict[str, Any] | None:

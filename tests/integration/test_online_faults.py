@@ -436,9 +436,22 @@ def test_aborted_while_it_runs(stage):
     assert status["run"] is None and status["sync"]["direction"] is None
     assert not stage.session.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'unified_user_sync_%'")
     assert not control.abort(check_mode=False)["changed"]
-    stage.finishes()
+    stage.finishes(owner="the same command again")
     with pytest.raises(UnifiedUserError, match="the migration of the data is finished"):
         control.abort(check_mode=False)
+
+
+@pytest.mark.parametrize("way", ["abort", "rollback"])
+def test_a_run_aborted_between_two_slices_does_not_begin_anew(stage, way):
+    assert not stage.copy(slice_seconds=0.001).run()["finished"]
+    if way == "abort":
+        stage.control().abort(check_mode=False)
+    else:
+        AtomicCopy(stage.connect(), Options()).undo()
+    with pytest.raises(UnifiedUserError, match="an operator asked for its end"):
+        stage.copy(slice_seconds=0.001).run()
+    assert not stage.session.value("SELECT count(*) FROM users") and stage.control().status()["run"] is None
+    stage.finishes(owner="the same command again")
 
 
 def test_nothing_to_pause(stage):
@@ -469,17 +482,18 @@ def test_a_signal_holds_it_up_until_it_is_gone(stage):
     ({"transaction_age": 0.001}, "a transaction open"),
     ({"active_sessions": 1}, "active sessions"),
 ])  # fmt: skip
-def test_what_others_do_is_made_way_for(stage, limits, reason):
-    busy = stage.connect()
-    worker = threading.Thread(target=lambda: busy.execute("SELECT pg_sleep(4)"), daemon=True)
-    second = stage.connect()
-    also = threading.Thread(target=lambda: second.execute("SELECT pg_sleep(4)"), daemon=True)
-    thread, outcome = stage.in_background(limits=Limits(replica_lag=0, **limits), batch_keys=1)
+def test_what_others_do_is_made_way_for(stage, monkeypatch, limits, reason):
+    sleepers = [threading.Thread(target=stage.connect().execute, args=("SELECT pg_sleep(4)",), daemon=True) for _number in range(2)]
+
+    def rush():
+        for sleeper in sleepers:
+            sleeper.start()
+        time.sleep(0.2)
+
+    at(monkeypatch, "backfill", rush)
+    thread, outcome = stage.in_background(limits=Limits(replica_lag=0, **limits))
     control = stage.control()
-    until(lambda: (control.status()["runner"] or {}).get("phase") == "backfill")
-    for sleeper in (worker, also):
-        sleeper.start()
-    until(lambda: reason in (control.status()["runner"]["waiting_for"] or "") or not thread.is_alive())
+    until(lambda: reason in ((control.status()["runner"] or {}).get("waiting_for") or ""))
     thread.join(60)
     assert outcome[0]["finished"]
     stage.in_step()
