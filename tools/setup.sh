@@ -76,17 +76,19 @@ offer_node() {
     touch .cache/node-asked
 }
 
-# What the tests run for real: encryption, another host over SSH, pgBackRest, a pooler. No server may start by itself.
+# What the tests run for real: encryption, another host over SSH, pgBackRest, a pooler, a browser, a clock that is wrong. No server may
+# start by itself.
 offer_test_programs() {
-    local wanted="age openssh-client openssh-server pgbackrest pgbouncer"
+    local wanted="age chromium chromium-driver faketime openssh-client openssh-server pgbackrest pgbouncer"
     [ "$(cat .cache/test-programs-asked 2>/dev/null)" = "$wanted" ] && return
-    if ! { command -v age && command -v ssh && command -v pgbackrest && [ -x /usr/sbin/pgbouncer ] && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
+    if ! { command -v age && command -v chromium && command -v chromedriver && command -v faketime && command -v ssh && command -v pgbackrest \
+        && [ -x /usr/sbin/pgbouncer ] && [ -x /usr/sbin/sshd ]; } >/dev/null && become >/dev/null; then
         local policy=/usr/sbin/policy-rc.d made=""
         if [ ! -e "$policy" ]; then
             printf '#!/bin/sh\nexit 101\n' | $(become) tee "$policy" >/dev/null && $(become) chmod 0755 "$policy" && made=yes
         fi
         # shellcheck disable=SC2086 # a list of packages
-        apt_install $wanted || say "age, openssh-server, pgbackrest and pgbouncer could not be installed: the tests with them will fail"
+        apt_install $wanted || say "$wanted could not be installed: the tests with them will fail"
         [ -z "$made" ] || $(become) rm -f "$policy"
     fi
     echo "$wanted" > .cache/test-programs-asked
