@@ -19,6 +19,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import CALL_RECOMPUTE
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
 
 #: Somebody else is at work on one of these rows: the batch goes again, smaller.
@@ -34,8 +35,9 @@ _BOUND = "{key} {operator} (SELECT s.{bound} FROM unified_user_journal.backfill 
 # The journal's columns have the database's collation, and so has the index.
 _FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default")'
 
-# OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it.
-_EACH = "SELECT scoped.* FROM {of} CROSS JOIN LATERAL (SELECT t.* FROM {table} AS t WHERE {condition} OFFSET 0) AS scoped"
+# OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it. The outer one keeps
+# it from joining anything else key by key.
+_EACH = "(SELECT scoped.* FROM {of} CROSS JOIN LATERAL (SELECT t.* FROM {table} AS t WHERE {condition} OFFSET 0) AS scoped OFFSET 0)"
 
 # Of these keys only those that nobody has locked before stay in the batch; the others have been carried whole.
 _LOCK = """
@@ -75,12 +77,6 @@ _LOST = ", (SELECT count(DISTINCT c.{column}) FROM carried AS c) - (SELECT count
 
 _QUARANTINE = """
 INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row") {select} ON CONFLICT (source_table, source_id) DO NOTHING
-"""
-
-#: Brings identities up to date: a template over the SELECT of their keys.
-RECOMPUTE = """
-SELECT unified_user_journal.recompute(
-    ARRAY({keys}) COLLATE "default", ARRAY[]::text[], %s::text[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], false, %s::timestamp)
 """
 
 
@@ -182,7 +178,7 @@ class Backfill:
                 )
         except psycopg2.Error as error:
             if error.pgcode in YIELDING and not self.database.connection.closed:
-                raise Yielded(self.database.connection) from error
+                raise Yielded from error
             raise
         return Carried(keys, rows, time.monotonic() - started)
 
@@ -241,7 +237,7 @@ class Backfill:
         ))  # fmt: skip
         database.execute(compose(_QUARANTINE, {"select": self._people.quarantine()}))
         if unusual:
-            database.value(compose(RECOMPUTE, {"keys": sql.SQL("SELECT u.key FROM unusual AS u")}), ([], self.started_at))
+            database.value(compose(CALL_RECOMPUTE, {"keys": sql.SQL("SELECT u.key FROM unusual AS u")}), ([], self.started_at))
         return rows
 
     def _fill(self, table: str, columns: list, select) -> int:
@@ -254,7 +250,7 @@ class Backfill:
             lost=sql.Composed([compose(_LOST, {"n": sql.SQL(str(n)), "column": column}) for n, column, unused in parents]),
         ))  # fmt: skip
         if any(count for name, count in row.items() if name != "rows"):
-            raise Yielded(table)
+            raise Yielded
         return row["rows"]
 
     def _unusual(self):

@@ -41,6 +41,11 @@ def policies_spec() -> dict[str, Any]:
     return spec
 
 
+def locks_spec() -> dict[str, Any]:
+    """Return the options that say how locks are waited for."""
+    return {"lock_timeout": {"type": "int", "default": 1500}, "lock_retry_seconds": {"type": "float", "default": 60}}
+
+
 class UnifiedUserModule(AnsibleModule):
     """An AnsibleModule with connection options merged in, and one way to run and to fail.
 

@@ -17,7 +17,6 @@ from typing import Any, Callable
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _deferral, _journal, _mapping, _runner, _sync_indexes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, describe, pooler, psycopg2, sql, with_lock_retries
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PATIENCE, PAUSED, Crew
@@ -26,8 +25,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options, set_up_session
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import Verification, verify_database
 
-#: How many identities one transaction of a repair looks at.
-_REPAIR_BATCH = 500
+#: How often a lost connection is made again before the run gives up.
+_MOST_RECONNECTS = 10
 
 # Plain indexes of the tables to fill that nothing is looked up by while the backfill runs.
 _SPARED = """
@@ -60,7 +59,7 @@ class OnlineOptions:
 
     owner: str
     batch_seconds: float = 0.5
-    batch_keys: int = 2000
+    batch_keys: int = 8000
     workers: int = 1
     slice_seconds: float = 0.0
     reconnect_seconds: float = 60.0
@@ -128,14 +127,17 @@ class OnlineCopy(AtomicCopy):
         """Open the session again; a server that restarts needs a while."""
         deadline = time.monotonic() + self.online.reconnect_seconds
         self.database.close()
+        if attempt > _MOST_RECONNECTS:
+            raise UnifiedUserError(
+                "keep a connection to the server", f"it was lost {attempt} times ({describe(error)})",
+                "What was carried stays. Look at the server's log, and run the same command again: it goes on from there",
+            ) from error
         while True:
             try:
-                if attempt > 10:
-                    raise UnifiedUserError("keep a session", f"it was lost {attempt} times", "Look at the server's log")
                 fresh = self._connect()
                 break
             except UnifiedUserError as failure:
-                if attempt > 10 or time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise UnifiedUserError(
                         "go on with the migration of the data", f"the connection was lost ({describe(error)}), and is not to be had again",
                         "What was carried stays. Bring the server back, and run the same command again: it goes on from there",
@@ -343,19 +345,7 @@ class OnlineCopy(AtomicCopy):
         """Put the bookings into quarantine that have neither a customer nor an e-mail: no key leads to them."""
         ids = [row["id"] for row in self.database.rows(self.schema.compose(
             "SELECT b.{bookings.id} AS id FROM {bookings} AS b WHERE b.{bookings.customerId} IS NULL AND b.{bookings.customerEmail} IS NULL"))]  # fmt: skip
-        for start in range(0, len(ids), _REPAIR_BATCH):
-            self._recompute(sql.SQL("SELECT NULL::text WHERE false"), ids[start : start + _REPAIR_BATCH], started_at)
-
-    def _recompute(self, keys, bookings: list[str], moment: str) -> None:
-        """Bring a few identities, and bookings, up to date in a transaction; ``keys`` is the SELECT of their keys."""
-
-        def attempt() -> None:
-            with self.database.transaction():
-                lift_timeouts(self.database)
-                self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
-                self.database.value(compose(_backfill.RECOMPUTE, {"keys": keys}), (bookings, moment))
-
-        with_lock_retries(attempt, "repair identities", self.database, self._long_transactions, self.options.lock_retry_seconds)
+        self._sync().carry_bookings(ids, started_at)
 
     def _analyze(self) -> None:
         self.database.execute(compose("ANALYZE {map}", {"map": sql.Identifier(_journal.SCHEMA, "identity_map")}))
@@ -364,20 +354,7 @@ class OnlineCopy(AtomicCopy):
 
     def _repair(self, runner: _runner.Runner, why: str) -> None:
         with self._phase(runner, "repair") as phase:
-            keys, bookings = self._sync().everything()
-            moment = self.database.value("SELECT (now() AT TIME ZONE 'UTC')::timestamp(3)::text")
-            self.database.execute("DROP TABLE IF EXISTS pg_temp.to_repair")
-            # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
-            phase["rows"] = self.database.execute(
-                compose("CREATE TEMPORARY TABLE to_repair AS SELECT row_number() OVER () AS n, k.key FROM ({keys}) AS k", {"keys": keys})
-            )
-            for first in range(1, phase["rows"] + 1, _REPAIR_BATCH):
-                part = compose("SELECT r.key FROM to_repair AS r WHERE r.n BETWEEN {first} AND {last}", {
-                    "first": sql.Literal(first), "last": sql.Literal(first + _REPAIR_BATCH - 1),
-                })  # fmt: skip
-                self._recompute(part, [], moment)
-            for first in range(0, len(bookings), _REPAIR_BATCH):
-                self._recompute(sql.SQL("SELECT NULL::text WHERE false"), bookings[first : first + _REPAIR_BATCH], moment)
+            phase["rows"] = self._sync().repair()
             runner.mark_for_repair(False)
         self._notes.append(f"Every identity was looked at again, because of {why}")
 

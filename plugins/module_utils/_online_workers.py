@@ -27,6 +27,9 @@ _FIRST_BATCH = 100
 #: it is us who yield.
 _IMPATIENCE = 50
 
+#: How many of a session's statements are kept to be shown.
+_REMEMBERED = 1000
+
 #: How often the watch looks around, in seconds.
 _LOOK = 0.5
 
@@ -75,6 +78,8 @@ class _Worker(threading.Thread):
                 time.sleep(random.uniform(0.01, 0.05))
                 continue
             self.yielding = False
+            # The same statements again and again: a few say what was done.
+            del self.database.executed_queries[_REMEMBERED:]
             self.rows += carried.rows
             self.longest = max(self.longest, carried.seconds)
             if carried.keys < size:
@@ -171,6 +176,7 @@ class Crew:
             if deadline is not None and time.monotonic() > deadline:
                 return
             self._analyze(done)
+            del self.copy.database.executed_queries[_REMEMBERED:]
             pause = time.monotonic() + _LOOK
             while time.monotonic() < pause and any(worker.is_alive() for worker in workers):
                 time.sleep(0.02)

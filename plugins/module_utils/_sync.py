@@ -11,10 +11,11 @@ from typing import Any
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _mapping, _sync_indexes
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql, with_lock_retries
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents import lift_timeouts
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import TRIGGERED, TYPES, Forward, mark
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import CALL_RECOMPUTE, TRIGGERED, TYPES, Forward, mark
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_report import not_representable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import TRIGGERED as REVERSED
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import Reverse
@@ -22,6 +23,11 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_
 
 #: What every trigger of ours is called, and then some.
 PREFIX = "unified_user_"
+
+#: How many identities, or bookings, one transaction of a repair looks at.
+_REPAIR_BATCH = 500
+
+_NO_KEYS = sql.SQL("SELECT NULL::text WHERE false")
 
 _INSTALLED = """
 SELECT c.relname AS "table", t.tgname AS name, t.tgenabled AS enabled FROM pg_trigger AS t
@@ -65,15 +71,22 @@ class Sync:
     Args:
         database: an open session of the role that will own the functions; nothing else may use it meanwhile.
         options: what to keep in step.
+
+    Attributes:
+        repaired: how many identities ``install`` looked at again, because a trigger had been missing; 0 when none had.
     """
 
     def __init__(self, database: Database, options: SyncOptions) -> None:
         self.database = database
         self.options = options
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
+        self.repaired = 0
 
     def install(self, direction: str) -> bool:
         """Keep both sides in step from now on; a direction that is on already is made anew if it is not as it should be.
+
+        What missing triggers of ``forward`` did not carry is carried then. Once the unified side is written as well, nobody can
+        tell which side missed a write: the verification names what differs.
 
         Args:
             direction: ``forward`` (legacy to unified), ``reverse`` or ``both``.
@@ -89,10 +102,18 @@ class Sync:
         if not self.changes(direction):
             return False
         _journal.create(self.database)
+        current = self._current()
+        if current and current["direction"] == "forward" and self._missing("forward"):
+            self._turn_on("forward")
+            self.repaired = self.repair()
+        if not self.repaired or direction != "forward":
+            self._turn_on(direction)
+        return True
+
+    def _turn_on(self, direction: str) -> None:
         # Before the triggers: without them every write would look through whole tables.
         _sync_indexes.make(self.database, self.schema, self.options.policies, direction)
         self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
-        return True
 
     def changes(self, direction: str | None) -> bool:
         """Return whether ``install`` (or, for None, ``remove``) has anything to do."""
@@ -153,17 +174,48 @@ class Sync:
         self._locked(lambda: end(self.database, self.schema.name), "turn off the sync")
         return True
 
-    def repair(self) -> None:
-        """Bring every identity up to date, whatever was written while no trigger was there."""
-        keys, bookings = self.everything()
-        self.database.execute(
-            compose("SELECT unified_user_journal.recompute(ARRAY({keys}) COLLATE \"default\", ARRAY[]::text[], %s::text[], ARRAY[]::text[], ARRAY[]::text[],"
-                    " ARRAY[]::text[], false, (now() AT TIME ZONE 'UTC')::timestamp(3))", {"keys": keys}), (bookings,)
-        )
+    def repair(self) -> int:
+        """Bring every identity up to date, whatever was written while no trigger was there; the sync must be on.
 
-    def everything(self) -> tuple[Any, list[str]]:
-        """Return the SELECT of the keys of all identities, and the ids of bookings that are on one side only."""
-        return self._all_keys(), [row["id"] for row in self.database.rows(self._stray_bookings())]
+        Returns:
+            How many identities there are.
+
+        Raises:
+            UnifiedUserError: other sessions hold some of them locked all the while.
+        """
+        bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
+        moment = self.database.value("SELECT (now() AT TIME ZONE 'UTC')::timestamp(3)::text")
+        self.database.execute("DROP TABLE IF EXISTS pg_temp.to_repair")
+        # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
+        identities = self.database.execute(
+            compose("CREATE TEMPORARY TABLE to_repair AS SELECT row_number() OVER () AS n, k.key FROM ({keys}) AS k", {"keys": self._all_keys()})
+        )
+        for first in range(1, identities + 1, _REPAIR_BATCH):
+            keys = compose("SELECT r.key FROM pg_temp.to_repair AS r WHERE r.n BETWEEN {first} AND {last}", {
+                "first": sql.Literal(first), "last": sql.Literal(first + _REPAIR_BATCH - 1),
+            })  # fmt: skip
+            self._recompute(keys, [], moment)
+        self.carry_bookings(bookings, moment)
+        return identities
+
+    def carry_bookings(self, ids: list[str], moment: str) -> None:
+        """Bring bookings up to date that no key of an identity leads to.
+
+        Args:
+            ids: of the bookings.
+            moment: what new rows say when they were made, a timestamp in UTC without zone, as text.
+        """
+        for first in range(0, len(ids), _REPAIR_BATCH):
+            self._recompute(_NO_KEYS, ids[first : first + _REPAIR_BATCH], moment)
+
+    def _recompute(self, keys, bookings: list[str], moment: str) -> None:
+        def attempt() -> None:
+            with self.database.transaction():
+                lift_timeouts(self.database)
+                self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
+                self.database.value(compose(CALL_RECOMPUTE, {"keys": keys}), (bookings, moment))
+
+        self._until_locked(attempt, "repair identities")
 
     def status(self) -> dict[str, Any]:
         """Say what is on, and what is wrong with it.
@@ -239,14 +291,16 @@ class Sync:
         return _Trigger(table, PREFIX + name, definition)
 
     def _locked(self, attempt, action: str) -> None:
-        names = [self.schema.table(table).as_string(self.database.connection) for table in (*_mapping.SOURCES, *_mapping.FILLED)]
-
         def one_attempt() -> None:
             with self.database.transaction():
                 self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{self.options.lock_timeout}ms",))
                 attempt()
 
-        with_lock_retries(one_attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds)
+        self._until_locked(one_attempt, action)
+
+    def _until_locked(self, attempt, action: str) -> None:
+        names = [self.schema.table(table).as_string(self.database.connection) for table in (*_mapping.SOURCES, *_mapping.FILLED)]
+        with_lock_retries(attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds)
 
     # What there is to repair
 

@@ -76,6 +76,12 @@ SELECT DISTINCT ON (k.key COLLATE "C") k.key, 1 FROM unnest({keys}) AS k (key) W
 ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 """
 
+#: Brings identities, and bookings given by their ids, up to date: a template over the SELECT of the identities' keys.
+CALL_RECOMPUTE = """
+SELECT unified_user_journal.recompute(
+    ARRAY({keys}) COLLATE "default", ARRAY[]::text[], %s::text[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], false, %s::timestamp)
+"""
+
 # Bookings whose user is about to go are decided again, with whoever they belong to now.
 _BOOKINGS_OF_GONE = """
 uu_bookings := uu_bookings || ARRAY(SELECT n.{new_bookings.id} FROM {new_bookings} AS n WHERE n.{new_bookings.customerId} = ANY (uu_gone));

@@ -162,7 +162,7 @@ BEGIN
             {tie}
             IF EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = uu_user AND (NOT {usable} OR EXISTS (
                 SELECT FROM unified_user_journal.identity_map AS i
-                WHERE i.identity_key = {user_key} AND i.user_id <> uu_user AND i.source_table <> 'bookings'))) THEN
+                WHERE i.identity_key = {user_key} COLLATE "default" AND i.user_id <> uu_user AND i.source_table <> 'bookings'))) THEN
                 PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
                 uu_base := uu_base || (SELECT jsonb_build_object({email}, u.{users.email}) FROM {users} AS u WHERE u.{users.id} = uu_user);
             END IF;
@@ -336,7 +336,7 @@ BEGIN
     DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id IN (OLD.{new_bookings.id}, NEW.{new_bookings.id});
     IF uu_customer IS NULL AND NOT EXISTS (
         SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user
-        AND i.identity_key = {new_key} AND {new_usable}) THEN
+        AND i.identity_key = {new_key} COLLATE "default" AND {new_usable}) THEN
         INSERT INTO unified_user_journal.pinned_booking (booking_id, user_id) VALUES (NEW.{new_bookings.id}, uu_user);
     END IF;
     {settle_new}

@@ -56,10 +56,12 @@ uu_guests := ARRAY(
     FROM unnest(uu_guests) AS g LEFT JOIN unified_user_journal.identity_map AS i ON i.source_table = 'bookings' AND i.source_id = g.key);
 """
 
-# Somebody without a legacy row has the e-mail of these bookings: they are his, and no guest is made.
+# Somebody without a legacy row has the e-mail of these bookings: they are his, and no guest is made. OFFSET 0 has him looked up
+# for each booking; else a plan may begin with all users.
 _PIN = """
 INSERT INTO unified_user_journal.pinned_booking (booking_id, user_id)
-SELECT b.{bookings.id}, u.{users.id} FROM {bookings} AS b JOIN {users} AS u ON {user_key} = {booking_key}
+SELECT b.{bookings.id}, u.{users.id} FROM {bookings} AS b
+CROSS JOIN LATERAL (SELECT * FROM {users} AS u WHERE {user_key} = {booking_key} OFFSET 0) AS u
 WHERE b.{bookings.customerId} IS NULL AND {usable} AND {booking_key} = ANY (uu_keys)
 AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = {booking_key})
 AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id})

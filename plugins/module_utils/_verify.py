@@ -58,7 +58,10 @@ FROM unified_user_journal.sync
 
 _NEXT_STEPS = {
     "run": "Run playbooks/migrate.yml: it migrates the data, or goes on where it was left",
-    "sync": "Make the triggers again with playbooks/sync.yml, then run verify.yml again: writes that they missed show as differences",
+    "sync": (
+        "Make the triggers again with playbooks/sync.yml, then run verify.yml again: before cut-over what they missed is carried then,"
+        " later it shows as differences"
+    ),
     "settings": "Set these variables as they were in the run; other rows would be called for under others",
 }
 _LOOK = (

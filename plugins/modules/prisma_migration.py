@@ -22,6 +22,7 @@ author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
+  - rnltlabs.unified_user.locks
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -86,16 +87,6 @@ options:
       - >-
         Written as C({tables: {<logical table>: {name: <actual table>}}}).
     type: dict
-  lock_timeout:
-    description:
-      - Longest wait for a lock in one attempt at a migration, in milliseconds. Attempts are repeated with growing pauses.
-    type: int
-    default: 1500
-  lock_retry_seconds:
-    description:
-      - How long a migration is attempted before the module gives up and names the session in the way, in seconds.
-    type: float
-    default: 60
 """
 
 EXAMPLES = r"""
@@ -229,7 +220,7 @@ executed_queries:
 """
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import parse_mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, locks_spec
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma import Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_deployment import deploy
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._prisma_states import check, prove, resolve, status
@@ -272,8 +263,7 @@ def main() -> None:
             "schema": {"type": "str", "default": "public"},
             "unified_model": {"type": "bool", "default": False},
             "mapping": {"type": "dict"},
-            "lock_timeout": {"type": "int", "default": 1500},
-            "lock_retry_seconds": {"type": "float", "default": 60},
+            **locks_spec(),
         },
         required_if=[("state", "resolved", ("migration", "resolution"))],
         supports_check_mode=True,

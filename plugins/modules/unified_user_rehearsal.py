@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - rnltlabs.unified_user.connection
   - rnltlabs.unified_user.policies
   - rnltlabs.unified_user.pgbackrest
+  - rnltlabs.unified_user.locks
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -124,16 +125,6 @@ options:
       - The database to be connected to while the copy is created or dropped.
     type: str
     default: postgres
-  lock_timeout:
-    description:
-      - Longest wait for a lock in one attempt, in milliseconds.
-    type: int
-    default: 1500
-  lock_retry_seconds:
-    description:
-      - How long locks are attempted before the rehearsal gives up, in seconds.
-    type: float
-    default: 60
   work_mem:
     description:
       - Memory that one sort or hash of the copy may use, as PostgreSQL spells it.
@@ -256,7 +247,7 @@ duration_ms:
   type: int
 """
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, locks_spec, policies_spec
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._pgbackrest import ARGUMENT as PGBACKREST_ARGUMENT
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal import rehearse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._rehearsal_accepted import ARGUMENT as ACCEPTED_ARGUMENT
@@ -281,8 +272,7 @@ def main() -> None:
             "pgbackrest": PGBACKREST_ARGUMENT,
             "accepted_changes": ACCEPTED_ARGUMENT,
             "maintenance_db": {"type": "str", "default": "postgres"},
-            "lock_timeout": {"type": "int", "default": 1500},
-            "lock_retry_seconds": {"type": "float", "default": 60},
+            **locks_spec(),
             "work_mem": {"type": "str", "default": "256MB"},
             "maintenance_work_mem": {"type": "str", "default": "512MB"},
             "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},

@@ -21,6 +21,7 @@ author:
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
   - rnltlabs.unified_user.policies
+  - rnltlabs.unified_user.locks
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -43,16 +44,6 @@ options:
     type: str
     default: forward
     choices: [forward, reverse, both]
-  lock_timeout:
-    description:
-      - Longest wait for a lock in one attempt, in milliseconds. Attempts are repeated with growing pauses.
-    type: int
-    default: 1500
-  lock_retry_seconds:
-    description:
-      - How long locks are attempted before the module gives up and names the session in the way, in seconds.
-    type: float
-    default: 60
 notes:
   - The options that say what the data means must be those of the migration, which must be finished.
   - The functions belong to the role that runs the module. It needs to own the tables.
@@ -88,6 +79,13 @@ missing:
   returned: success
   type: list
   elements: str
+repaired:
+  description:
+    - How many identities were looked at again, because triggers of C(forward) had been missing. What they missed is carried now.
+    - Once the unified side is written as well nobody can tell which side missed a write, and nothing is repaired; the verification
+      names what differs.
+  returned: success
+  type: int
 quarantine:
   description: Rows in quarantine, by reason. They stop the cut-over until they are settled.
   returned: success
@@ -112,7 +110,7 @@ executed_queries:
 import time
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, locks_spec, policies_spec
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 
 
@@ -137,7 +135,7 @@ def synchronise(module: UnifiedUserModule) -> dict:
         database.close()
     diff = {"before": {"direction": before}, "after": {"direction": direction if changed else before}}
     duration = round((time.monotonic() - started) * 1000)
-    return {"changed": changed, **status, "duration_ms": duration, "diff": diff, "executed_queries": database.executed_queries}
+    return {"changed": changed, **status, "repaired": sync.repaired, "duration_ms": duration, "diff": diff, "executed_queries": database.executed_queries}
 
 
 def main() -> None:
@@ -147,8 +145,7 @@ def main() -> None:
             **policies_spec(),
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "direction": {"type": "str", "default": "forward", "choices": ["forward", "reverse", "both"]},
-            "lock_timeout": {"type": "int", "default": 1500},
-            "lock_retry_seconds": {"type": "float", "default": 60},
+            **locks_spec(),
         },
         supports_check_mode=True,
     )

@@ -24,6 +24,7 @@ author:
 extends_documentation_fragment:
   - rnltlabs.unified_user.connection
   - rnltlabs.unified_user.policies
+  - rnltlabs.unified_user.locks
   - rnltlabs.unified_user.attributes
 attributes:
   check_mode:
@@ -56,7 +57,7 @@ options:
     description:
       - Most identities in one batch of the online strategy.
     type: int
-    default: 2000
+    default: 8000
   parallel_workers:
     description:
       - Sessions that carry at the same time with the online strategy, each its own share of the identities.
@@ -102,16 +103,6 @@ options:
     description:
       - A query of your own. The online strategy waits as long as its first value is true.
     type: str
-  lock_timeout:
-    description:
-      - Longest wait for a lock in one attempt, in milliseconds. Attempts are repeated with growing pauses.
-    type: int
-    default: 1500
-  lock_retry_seconds:
-    description:
-      - How long locks are attempted before the module gives up and names the session in the way, in seconds.
-    type: float
-    default: 60
   work_mem:
     description:
       - Memory that one sort or hash of the copy may use, as PostgreSQL spells it.
@@ -221,7 +212,7 @@ executed_queries:
   elements: str
 """
 
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, policies_spec
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._module import UnifiedUserModule, locks_spec, policies_spec
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 
@@ -256,7 +247,7 @@ def main() -> None:
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},
             "batch_seconds": {"type": "float", "default": 0.5},
-            "batch_keys": {"type": "int", "default": 2000, "no_log": False},
+            "batch_keys": {"type": "int", "default": 8000, "no_log": False},
             "parallel_workers": {"type": "int", "default": 1},
             "slice_seconds": {"type": "float", "default": 10},
             "run_id": {"type": "str"},
@@ -266,8 +257,7 @@ def main() -> None:
             "throttle_transaction_age": {"type": "float", "default": 0},
             "throttle_unarchived_segments": {"type": "int", "default": 0},
             "throttle_query": {"type": "str"},
-            "lock_timeout": {"type": "int", "default": 1500},
-            "lock_retry_seconds": {"type": "float", "default": 60},
+            **locks_spec(),
             "work_mem": {"type": "str", "default": "256MB"},
             "maintenance_work_mem": {"type": "str", "default": "512MB"},
             "sync": {"type": "bool", "default": True},

@@ -320,17 +320,16 @@ def test_a_trigger_that_is_not_as_it_should_be_is_named(subject, damage, directi
 
 
 @pytest.mark.one_major
-def test_what_was_written_without_a_trigger_is_repaired(subject):
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_what_was_written_without_a_trigger_is_carried_when_it_is_made_again(subject, direction):
     subject.start(people().legacy, Policies(), "forward")
     for table in ("customers", "bookings", "users"):
         subject.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
     subject.execute("""UPDATE customers SET name = 'Unseen' WHERE id IN ('a', 'b'); DELETE FROM bookings WHERE id = '3';
                        UPDATE users SET image = 'Wrong' WHERE id = 'o'""")
-    subject.install("forward")
     assert judge(subject, "forward") != []
-    with subject.sync() as sync:
-        sync.repair()
-    assert judge(subject, "forward") == []
+    subject.install(direction)
+    assert judge(subject, direction) == []
 
 
 @BOTH
