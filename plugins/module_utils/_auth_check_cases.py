@@ -26,6 +26,11 @@ REFUSES = "must be refused"
 #: Where nobody must be led; the name belongs to nobody (RFC 2606).
 _ELSEWHERE = "elsewhere.invalid"
 _MOST_FORMS = 8
+#: The guide's "OAuth fails", with its cure.
+_ADAPTER_MISMATCH = (
+    "oauth_adapter_mismatch: %s, so the adapter of the release's sign-in is one of other tables. Give NextAuth an adapter over users, new_accounts"
+    " and new_sessions, and build the release again"
+)
 #: An answer for nobody may take a third to three times as long as one for a wrong password; without hashing it takes a tenth.
 _ALIKE = (1 / 3, 3.0)
 _ROUNDS, _BATCHES = 2, 6
@@ -245,7 +250,11 @@ def google_owner(check: Check) -> str | None:
         answer = browser.follow(browser.submit(forms[0], values))
     expect(check.site.within(answer.url), "the issuer did not send the browser back")
     user = check.site.user(browser)
-    expect(user is not None, "the owner came back from Google without a session (%s)" % (query_of(answer.url).get("error") or "status %d" % answer.status))
+    error = query_of(answer.url).get("error")
+    expect(user is not None or error != "OAuthAccountNotLinked", _ADAPTER_MISMATCH % "Google's account of the owner is a row of new_accounts and is not found")
+    expect(user is not None, "the owner came back from Google without a session (%s)" % (error or "status %d" % answer.status))
+    known = check.people.values("SELECT {users.id} FROM {users} WHERE {users.id} = %s", user["id"]) if "id" in user else check.user_of(user.get("email") or "")
+    expect(known, _ADAPTER_MISMATCH % "the session's user is not a row of users")
     is_person(user, person)
     expect(check.user_of(person.email) == [person.id], "signing in through Google made another user")
     return None

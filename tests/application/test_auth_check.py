@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import signal
@@ -10,9 +11,11 @@ import threading
 import time
 
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check import NAMES
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check import NAMES, Settings, check_sign_in
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
 
 from tests.app import application
@@ -65,6 +68,24 @@ def test_a_session_of_the_release_before(site):
         report = site.check(previous_url=url, previous_providers={"owner": "studio-credentials", "customer": "customer-credentials"})
     passed(report)
     assert site.contents() == before
+
+
+def test_a_session_whose_user_is_no_row_of_users(cluster, templates, tmp_path):
+    """Signed in through Google at a release whose adapter has the legacy tables: the guide's adapter mismatch."""
+    stand = application.Stand(BASE_PATH)
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(templates.database("reference"))
+        database = stack.enter_context(contextlib.closing(Database(cluster.connect(name))))
+        AtomicCopy(database, Options()).run()
+        before = database.value("SELECT count(*) FROM public.studio_owners")
+        stack.enter_context(stand.issuer(tmp_path / "issuer.log"))
+        stack.enter_context(stand.application(application.build("legacy", BASE_PATH), cluster, name, tmp_path / "legacy.log"))
+        others = {case: "only Google is tried" for case in NAMES if case != "google_owner"}
+        settings = Settings(stand.url, google="test_issuer", mail={"source": "database"}, bcrypt_cost=CHEAP, switched_off=others)
+        report = check_sign_in(settings, database)
+        assert [case.name for case in report.failed] == ["google_owner"]
+        assert report.failed[0].detail.startswith("oauth_adapter_mismatch: the session's user is not a row of users")
+        assert database.value("SELECT count(*) FROM public.studio_owners") == before
 
 
 def test_a_candidate_behind_the_public_address(site):

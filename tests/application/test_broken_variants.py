@@ -62,6 +62,10 @@ def test_a_mistake_is_noticed_by_exactly_its_cases(site, breakage):
     assert {case.name for case in report.failed} == EXPECTED[breakage], {case.name: case.detail for case in report.failed}
     assert not [case.name for case in report.cases if case.result == "skipped"]
     assert site.contents() == before
+    if breakage == "adapter-of-legacy-tables":
+        (case,) = report.failed
+        assert case.detail.startswith("oauth_adapter_mismatch: Google's account of the owner is a row of new_accounts and is not found")
+        assert "Give NextAuth an adapter over users, new_accounts and new_sessions" in case.detail
 
 
 @pytest.mark.one_major
