@@ -32,8 +32,13 @@ SELECT k.key FROM ({sources}) AS k WHERE k.key IS NOT NULL ORDER BY k.key COLLAT
 
 _BOUND = "{key} {operator} (SELECT s.{bound} FROM unified_user_journal.backfill AS s WHERE s.slice = {slice})"
 
-# The journal's columns have the database's collation, and so has the index.
-_FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default")'
+# The journal's columns have the database's collation, and so has the index. OFFSET 0 has each key looked up there.
+_FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default" OFFSET 0)'
+
+# A batch that a crash of the server takes along has its cursor in it, and goes again: no commit needs to wait for the disk.
+_SESSION = {
+    "jit": "off", "random_page_cost": "1.1", "client_min_messages": "warning", "max_parallel_workers_per_gather": "0", "synchronous_commit": "off",
+}  # fmt: skip
 
 # OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it. The outer one keeps
 # it from joining anything else key by key.
@@ -146,7 +151,7 @@ class Backfill:
     def prepare(self) -> None:
         """Set up the session: it keeps the same temporary tables for all its batches."""
         database = self.database
-        for name, value in (("jit", "off"), ("random_page_cost", "1.1"), ("client_min_messages", "warning"), ("max_parallel_workers_per_gather", "0")):
+        for name, value in _SESSION.items():
             database.value("SELECT set_config(%s, %s, false)", (name, value))
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
         database.execute("CREATE TEMPORARY TABLE batch (key text PRIMARY KEY) ON COMMIT DELETE ROWS")

@@ -15,7 +15,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import CALL_RECOMPUTE, TRIGGERED, TYPES, Forward, mark
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import CALL_RECOMPUTE, MOMENT, TRIGGERED, TYPES, Forward, mark
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_report import not_representable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import TRIGGERED as REVERSED
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_reverse import Reverse
@@ -184,7 +184,7 @@ class Sync:
             UnifiedUserError: other sessions hold some of them locked all the while.
         """
         bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
-        moment = self.database.value("SELECT (now() AT TIME ZONE 'UTC')::timestamp(3)::text")
+        moment = self.database.value(compose("SELECT {moment}::text", {"moment": MOMENT}))
         self.database.execute("DROP TABLE IF EXISTS pg_temp.to_repair")
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
         identities = self.database.execute(

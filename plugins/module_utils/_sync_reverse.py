@@ -15,7 +15,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, TRIGGER_FUNCTION, changed, settings
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, MOMENT, TRIGGER_FUNCTION, changed, settings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir, noted, noted_value
 
 #: Unified tables whose writes are carried.
@@ -438,7 +438,7 @@ class Reverse:
         )
 
     def _promote(self):
-        columns, select = Projection(self.schema, self.policies, sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)")).user_role_assignments()
+        columns, select = Projection(self.schema, self.policies, MOMENT).user_role_assignments()
         return self.schema.compose(
             _PROMOTE, columns=comma(columns), select=select, side=sql.Literal(CUSTOMER_SIDE), customer=sql.Literal(_mapping.CUSTOMER_ROLE)
         )
@@ -548,7 +548,6 @@ def _settle(keys, user: str = "''", bookings=None):
     """
     listed = sql.SQL(keys) if isinstance(keys, str) else compose('ARRAY[{key}] COLLATE "default"', {"key": keys})
     return compose(
-        "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true,"
-        " (now() AT TIME ZONE 'UTC')::timestamp(3));",
-        {"keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
+        "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true, {moment});",
+        {"moment": MOMENT, "keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
     )

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What several tests of backups start from."""
+"""What several tests start from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import boto3
@@ -53,6 +54,23 @@ def big_database(cluster, database):
             "CREATE INDEX ON ledger (t); CREATE INDEX ON ledger (at, t)"
         )
     return database
+
+
+@pytest.fixture
+def small_disk():
+    """Makes directories with little room: small_disk(kilobytes). Skipped, and counted as skipped, where mounting is refused."""
+
+    def make(kilobytes: int, owner: int = 0) -> Path:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unified_user-small-")))
+        choices = f"size={kilobytes}k,mode=0700,uid={owner}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", choices, "tmpfs", str(folder)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting a small file system is refused here")
+        stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+        return folder
+
+    with contextlib.ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture(scope="session")

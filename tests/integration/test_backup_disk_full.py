@@ -11,45 +11,17 @@ import contextlib
 import os
 import pwd
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import psycopg2
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 
 from tests.integration.backup_support import databases, refuse, restore, succeed, visible, wait_until
+from tests.integration.small_disk import drop_tablespace, room_left
 from tests.module_process import run_module
 
 ROOM_BYTES = 14_000_000
-
-
-def drop_tablespace(admin: Database, name: str) -> bool:
-    """Drop a tablespace whose last files may still wait for a checkpoint; return whether it is gone."""
-    try:
-        admin.execute(f"DROP TABLESPACE {name}")
-    except psycopg2.errors.ObjectNotInPrerequisiteState:
-        return False
-    return True
-
-
-@pytest.fixture
-def small_disk():
-    """Makes directories with little room: small_disk(kilobytes). Skipped, and counted as skipped, where mounting is refused."""
-
-    def make(kilobytes: int, owner: int = 0) -> Path:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unified_user-small-")))
-        choices = f"size={kilobytes}k,mode=0700,uid={owner}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", choices, "tmpfs", str(folder)], capture_output=True, check=False)
-        if done.returncode:
-            pytest.skip("mounting a small file system is refused here")
-        stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
-        return folder
-
-    with contextlib.ExitStack() as stack:
-        yield make
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
@@ -104,9 +76,8 @@ def test_full_during_the_restore(cluster, site, small_disk, admin):
             session.execute("CREATE TABLE t AS SELECT i, md5(i::text) || md5((i * 7)::text) AS b FROM generate_series(1, 200000) AS i")
         options = site(name)
         taken = succeed(run_module("database_backup", options))
-        status = os.statvfs(folder)
         # An empty database fits into what is left, the table does not.
-        (folder / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize - ROOM_BYTES))
+        room_left(folder, ROOM_BYTES)
         refuse(restore(options, taken), "restore", "No space left on device", "Free disk space on the database server")
         assert f"{name}_restore_test" not in databases(admin) and not Path(taken["path"], "proof.json").exists()
     finally:

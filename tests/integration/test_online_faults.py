@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify impo
 
 from tests.app import migration_history, reference_data
 from tests.integration.pooler import pooler
+from tests.integration.small_disk import drop_tablespace, room_left
 from tests.integration.test_sync import WRITES
 from tests.playbook_process import ROOT, inventory, run_playbook
 
@@ -366,6 +368,23 @@ def test_a_table_that_is_being_vacuumed_only_delays(stage):
     vacuum.execute("SET application_name = 'vacuum'; BEGIN; LOCK TABLE public.customers, public.bookings IN SHARE UPDATE EXCLUSIVE MODE")
     threading.Timer(1.0, lambda: vacuum.execute("COMMIT")).start()
     stage.finishes(lock_timeout=300)
+
+
+def test_a_disk_that_is_full(stage, small_disk):
+    folder = small_disk(2000, owner=pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else os.geteuid())
+    place = f"full_{os.getpid()}"
+    stage.session.execute(f"CREATE TABLESPACE {place} LOCATION '{folder}'")
+    stage.session.execute(f"ALTER TABLE new_bookings SET TABLESPACE {place}")
+    filler = room_left(folder, 32_000)
+    try:
+        with pytest.raises(psycopg2.errors.DiskFull):
+            stage.copy().run()
+        assert "No space left on device" in stage.control().status()["runner"]["last_error"]
+        filler.unlink()
+        stage.finishes()
+    finally:
+        stage.session.execute("ALTER TABLE new_bookings SET TABLESPACE pg_default")
+        until(lambda: stage.session.execute("CHECKPOINT") == 0 and drop_tablespace(stage.session, place))
 
 
 @pytest.mark.parametrize("jump", ["1 day", "-1 day"])

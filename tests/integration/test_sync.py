@@ -273,3 +273,13 @@ def test_the_null_of_a_document_is_not_that_of_a_column(session):
     assert session.value("SELECT profile::text FROM users WHERE id = %s", (customer,)) == "null"
     session.execute("UPDATE users SET profile = NULL WHERE id = %s", (customer,))
     assert session.value("SELECT profile IS NULL FROM customers WHERE id = %s", (customer,))
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_clock_that_is_set_back_behind_the_start_of_the_sync_is_of_no_account(session, direction):
+    forward(session).install(direction)
+    session.execute("UPDATE unified_user_journal.sync SET since = since + interval '1 day'")
+    for name in ("sign-up of a customer", "sign-up of an owner"):
+        session.execute(WRITES[name].replace("-new", "-later").replace("new@", f"{name[-5:]}@"))
+    session.execute("UPDATE studios SET \"ownerId\" = 'o-later' WHERE id = (SELECT min(id) FROM studios)")
+    in_step(session)
