@@ -75,7 +75,8 @@ _CARRY = "WITH carried AS (INSERT INTO {table} ({columns}) {select} RETURNING {p
 
 # A parent that is being deleted answers at once; one that is gone already is missing from what could be locked.
 _HELD = (
-    ", held_{n} AS MATERIALIZED (SELECT p.{parent.id} FROM {parent} AS p WHERE p.{parent.id} IN (SELECT c.{column} FROM carried AS c) FOR KEY SHARE NOWAIT)"
+    ", held_{n} AS MATERIALIZED (SELECT p.{parent.id} FROM {parent} AS p"
+    " WHERE p.{parent.id} = ANY (ARRAY(SELECT c.{column} FROM carried AS c)) FOR KEY SHARE NOWAIT)"
 )
 
 _LOST = ", (SELECT count(DISTINCT c.{column}) FROM carried AS c) - (SELECT count(*) FROM held_{n}) AS lost_{n}"
@@ -133,6 +134,7 @@ class Backfill:
         self.policies = policies
         self.started_at = started_at
         self.number = number
+        self._analyzed = 0
         people: dict[str, object] = {table: self._in_batch(table) for table in _mapping.PEOPLE}
         people["bookings"] = anonymous = self._in_batch("bookings", schema.compose(" AND t.{bookings.customerId} IS NULL"))
         named = schema.compose(_EACH, of=sql.SQL("member AS n"), table="bookings", condition=schema.compose(
@@ -154,8 +156,8 @@ class Backfill:
         for name, value in _SESSION.items():
             database.value("SELECT set_config(%s, %s, false)", (name, value))
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
-        database.execute("CREATE TEMPORARY TABLE batch (key text PRIMARY KEY) ON COMMIT DELETE ROWS")
-        database.execute("CREATE TEMPORARY TABLE unusual (key text PRIMARY KEY) ON COMMIT DELETE ROWS")
+        database.execute("CREATE TEMPORARY TABLE batch (key text) ON COMMIT DELETE ROWS")
+        database.execute("CREATE TEMPORARY TABLE unusual (key text) ON COMMIT DELETE ROWS")
         for name, select in (("member", self._people.member()), ("guest", self._people.guest())):
             database.execute(
                 compose("CREATE TEMPORARY TABLE {name} ON COMMIT DELETE ROWS AS {select} WITH NO DATA", {"name": sql.Identifier(name), "select": select})
@@ -177,7 +179,7 @@ class Backfill:
                 lift_timeouts(self.database)
                 self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout}ms",))
                 keys = self._next(size)
-                rows = self._carry() if keys else 0
+                rows = self._carry(keys) if keys else 0
                 self.database.execute(
                     "UPDATE unified_user_journal.backfill SET rows = rows + %s, done = %s WHERE slice = %s", (rows, keys < size, self.number)
                 )
@@ -224,12 +226,14 @@ class Backfill:
         )
         return self.database.value("SELECT count(*) FROM batch")
 
-    def _carry(self) -> int:
+    def _carry(self, size: int) -> int:
         database = self.database
         database.execute(_LOCK)
-        database.execute("ANALYZE batch")
         database.execute(compose("INSERT INTO member {select}", {"select": self._people.member()}))
-        database.execute("ANALYZE member")
+        if size > 2 * self._analyzed:
+            # What a row of them is like; how many there are the planner sees.
+            database.execute("ANALYZE batch, member")
+            self._analyzed = size
         database.execute(compose("INSERT INTO guest {select}", {"select": self._people.guest()}))
         unusual = database.execute(compose("INSERT INTO unusual {select}", {"select": self._unusual()}))
         if unusual:

@@ -59,7 +59,7 @@ class OnlineOptions:
 
     owner: str
     batch_seconds: float = 0.5
-    batch_keys: int = 8000
+    batch_keys: int = 1000
     workers: int = 1
     slice_seconds: float = 0.0
     reconnect_seconds: float = 60.0

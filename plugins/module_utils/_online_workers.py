@@ -183,7 +183,7 @@ class Crew:
 
     def _analyze(self, done: int) -> None:
         """Tell the planner as the tables grow: what the triggers do is planned for tables of the size it knows."""
-        if done < 2 * self._analyzed:
+        if done < 4 * self._analyzed:
             return
         self._analyzed = done
         names = [self.copy.schema.table(name) for name in _mapping.FILLED]

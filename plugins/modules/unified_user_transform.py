@@ -57,7 +57,7 @@ options:
     description:
       - Most identities in one batch of the online strategy.
     type: int
-    default: 8000
+    default: 1000
   parallel_workers:
     description:
       - Sessions that carry at the same time with the online strategy, each its own share of the identities.
@@ -247,7 +247,7 @@ def main() -> None:
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},
             "batch_seconds": {"type": "float", "default": 0.5},
-            "batch_keys": {"type": "int", "default": 8000, "no_log": False},
+            "batch_keys": {"type": "int", "default": 1000, "no_log": False},
             "parallel_workers": {"type": "int", "default": 1},
             "slice_seconds": {"type": "float", "default": 10},
             "run_id": {"type": "str"},

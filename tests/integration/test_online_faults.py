@@ -56,7 +56,7 @@ def die(*_arguments):
 
 enter, carry = _runner.Runner.enter, _backfill.Backfill._carry
 if sys.argv[3] == "in a batch":
-    _backfill.Backfill._carry = lambda self: (carry(self), die())
+    _backfill.Backfill._carry = lambda self, size: (carry(self, size), die())
 else:
     _runner.Runner.enter = lambda self, phase: (enter(self, phase), die() if phase == sys.argv[3] else None)
 connect = lambda: Database(psycopg2.connect(host=sys.argv[1].split(":")[0], port=sys.argv[1].split(":")[1], user="postgres", dbname=sys.argv[2]))
