@@ -16,8 +16,8 @@ $(READY): requirements/dev.txt requirements/collections.yml requirements/collect
 	@bash tools/setup.sh
 	@touch $@
 
-demo: setup ## migrate a real PostgreSQL database with the reference case (RESET=1, PLAYBOOK=rehearse)
-	@$(PY) tools/demo.py run $(if $(RESET),--reset) $(if $(PLAYBOOK),--playbook $(PLAYBOOK))
+demo: setup ## migrate a real PostgreSQL database with the reference case (RESET=1, PLAYBOOK=rehearse, APP=1 switches the application too)
+	@$(PY) tools/demo.py run $(if $(RESET),--reset) $(if $(APP),--application) $(if $(PLAYBOOK),--playbook $(PLAYBOOK))
 
 psql: setup ## look at the demo's database
 	@$(PY) tools/demo.py psql

@@ -2,6 +2,7 @@
 
     tools/demo.py run [--reset]                 starts the server, makes the application's database unless it is there, migrates it
     tools/demo.py run --playbook rehearse       as far as there, and runs another playbook
+    tools/demo.py run --application             also switches the reference application to the migrated model, and back
     tools/demo.py psql [ARGUMENT …]             opens psql on it, as the application's role
 
 The database stays in .cache between runs; --reset makes it anew. The server runs only as long as this program.
@@ -158,6 +159,21 @@ def migrate_beside_a_writer(cluster, options: list[str]) -> int:
     return status
 
 
+def switch_the_application(cluster, password: str, options: list[str]) -> int:
+    """Switches the reference application there and back while people use it; returns 0 when none of them noticed."""
+    from demo_application import Switching
+    from psycopg2 import sql
+
+    # A copy of its own: what people do there is no part of the migration, which is proven again by every further run.
+    database = f"{DATABASE}_application"
+    cluster.drop_database(database)
+    names = {"name": database, "owner": ROLE, "template": DATABASE}
+    statement = sql.SQL("CREATE DATABASE {name} OWNER {owner} TEMPLATE {template}").format(**{name: sql.Identifier(value) for name, value in names.items()})
+    with contextlib.closing(cluster.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+    return Switching(DIRECTORY / "application", cluster, database, ROLE, password, play, say).run(*options)
+
+
 def command_run(arguments) -> int:
     """Makes the database where needed and runs the playbook; returns its exit status."""
     started = time.monotonic()
@@ -178,6 +194,8 @@ def command_run(arguments) -> int:
             status = migrate_beside_a_writer(cluster, arguments.options)
         else:
             status = play(arguments.playbook, *arguments.options)
+        if status == 0 and arguments.application:
+            status = switch_the_application(cluster, password, arguments.options)
         say(f"everything took {time.monotonic() - started:.0f} s")
     if status == 0:
         say("look at the result: make psql     (for example: SELECT * FROM users LIMIT 5;)")
@@ -205,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="migrate the reference case; arguments after -- go to ansible-playbook")
     run.add_argument("--reset", action="store_true", help="make the database anew")
+    run.add_argument("--application", action="store_true", help="also switch the reference application to the migrated model, and back")
     playbooks = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
     run.add_argument("--playbook", choices=playbooks, default="migrate", help="the playbook to run (default %(default)s)")
     run.set_defaults(function=command_run)
