@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,16 @@ from tests.app import application, prisma_cli
 from tests.playbook_process import ROOT, run_playbook
 
 PLAYBOOK = ROOT / "playbooks" / "switch.yml"
+#: All hosts at once, and each for itself: so many faults cost little more time than one.
+AT_ONCE = """
+- name: Switch the application
+  hosts: app
+  gather_facts: false
+  tasks:
+    - name: Switch it
+      ansible.builtin.import_role:
+        name: rnltlabs.unified_user.app_switchover
+"""
 #: The pm2 of the reference application.
 PM2 = ["node", str(prisma_cli.install() / "node_modules" / "pm2" / "bin" / "pm2")]
 
@@ -38,30 +50,35 @@ class SmallHost:
         port, candidate_port: where it serves, and where a new release is proven.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, pm2_home: Path, root: Path | None = None) -> None:
         self.name, self.folder = name, folder
-        self.root, self.pm2_home = folder / "srv", folder / "pm2"
+        self.root, self.pm2_home = root or folder / "srv", pm2_home
+        folder.mkdir(exist_ok=True)
         self.port, self.candidate_port = application.free_port(), application.free_port()
-        # Its daemon belongs to nobody: should this process be killed, the end of the pipe is what ends it.
-        self._watch = subprocess.Popen(
-            ["sh", "-c", 'read -r nothing; exec "$@" >/dev/null 2>&1', "sh", *PM2, "kill"],
-            stdin=subprocess.PIPE, env={**os.environ, "PM2_HOME": str(self.pm2_home)}, start_new_session=True,
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """End pm2 and all it runs."""
-        self._watch.communicate(timeout=60)
 
     def variables(self, **changes: Any) -> dict[str, Any]:
         """What an operator's inventory says of it."""
         return {
             "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "app_switchover_root": str(self.root),
-            "app_switchover_name": "small", "app_switchover_source": "directory", "app_switchover_commands": [],
+            "app_switchover_name": self.name, "app_switchover_source": "directory", "app_switchover_commands": [],
             "app_switchover_script": "server.js", "app_switchover_arguments": "", "app_switchover_port": self.port,
             "app_switchover_candidate_port": self.candidate_port, "app_switchover_pm2": PM2, "app_switchover_pm2_home": str(self.pm2_home),
             "app_switchover_watch_seconds": 1, "app_switchover_health_seconds": 20, "app_switchover_auth_check": False,
+            "app_switchover_instances": 1, "app_switchover_canary_seconds": 0,
             "app_preflight_environment_names": [], "app_preflight_mail_variable": "", "unified_user_login_db": "unused", **changes,
         }  # fmt: skip
+
+    def application(self) -> dict[str, Any]:
+        """What pm2 is told of release old."""
+        return {
+            "name": self.name, "cwd": str(self.root / "current"), "script": "server.js", "args": f"-p {self.port}", "exec_mode": "cluster", "instances": 1,
+            "env": {"RELEASE_ID": "old"},
+        }  # fmt: skip
+
+    def listens(self) -> bool:
+        """Whether anything is on its port."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def serving(self) -> str:
         """The release that answers."""
@@ -85,30 +102,59 @@ def small_release(folder: Path, server: str = SERVER) -> Path:
     return folder
 
 
-def run_on(hosts: list[SmallHost], *arguments: str, playbook: Path = PLAYBOOK, each: dict[str, dict] | None = None, **changes: Any) -> tuple[int, str]:
-    """Run a playbook on hosts, and return its status and its words.
+def run_on(hosts: list[SmallHost], *arguments: str, playbook: Path | None = None, each: dict[str, dict] | None = None, **changes: Any) -> tuple[int, str]:
+    """Run a playbook on hosts, by default the role on all at once, and return its status and its words.
 
     Args:
         each: further variables of single hosts, by name.
         changes: further variables of all.
     """
     described = {host.name: host.variables(**{**changes, **(each or {}).get(host.name, {})}) for host in hosts}
-    path = hosts[0].folder / "hosts.json"
+    path, at_once = hosts[0].folder / "hosts.json", hosts[0].folder / "at_once.yml"
+    at_once.write_text(AT_ONCE)
     path.write_text(json.dumps({"all": {"children": {"app": {"hosts": described}}}}))
-    done = run_playbook(playbook, path, *arguments)
+    done = run_playbook(playbook or at_once, path, *arguments, timeout=500)
     return done.returncode, " ".join(done.stdout.split())
 
 
 @contextlib.contextmanager
-def serving_hosts(folder: Path, names: tuple[str, ...]):
-    """Hosts on which release old serves, which is in folder/old."""
-    release = small_release(folder / "old")
+def _pm2_until_the_end(home: Path):
+    # Its daemon belongs to nobody: should this process be killed, the end of the pipe is what ends it.
+    watch = subprocess.Popen(
+        ["sh", "-c", 'read -r nothing; exec "$@" >/dev/null 2>&1', "sh", *PM2, "kill"],
+        stdin=subprocess.PIPE, env={**os.environ, "PM2_HOME": str(home)}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        watch.communicate(timeout=60)
+
+
+@contextlib.contextmanager
+def serving_hosts(folder: Path, names: tuple[str, ...], roots: dict[str, Path] | None = None, without: tuple[str, ...] = ()):
+    """Hosts on which release old serves, as a switch would have left them; they share one pm2.
+
+    Args:
+        roots: other directories of the application, by name of the host.
+        without: hosts where nothing serves.
+    """
     with contextlib.ExitStack() as stack:
         hosts = []
         for name in names:
-            (folder / name).mkdir()
-            hosts.append(SmallHost(name, folder / name))
-            stack.callback(hosts[-1].end)
-        status, words = run_on(hosts, app_switchover_release="old", app_switchover_directory=str(release), app_switchover_first=True)
-        assert status == 0 and [host.serving() for host in hosts] == ["old"] * len(hosts), words
+            hosts.append(SmallHost(name, folder / name, folder / "pm2", (roots or {}).get(name)))
+        stack.enter_context(_pm2_until_the_end(folder / "pm2"))
+        serving = [host for host in hosts if host.name not in without]
+        for host in serving:
+            small_release(host.root / "releases" / "old")
+            (host.root / "current").symlink_to("releases/old")
+            (host.root / "shared").mkdir()
+        described = folder / "old.ecosystem.json"
+        described.write_text(json.dumps({"apps": [host.application() for host in serving]}))
+        subprocess.run([*PM2, "start", str(described)], env={**os.environ, "PM2_HOME": str(folder / "pm2")}, capture_output=True, check=True)
+        deadline = time.monotonic() + 30
+        for host in serving:
+            while not host.listens():
+                assert time.monotonic() < deadline, host.name
+                time.sleep(0.1)
+            assert host.serving() == "old"
         yield hosts
