@@ -130,7 +130,7 @@ DECLARE
     uu_lost text[];
     uu_native text[];
     uu_natives text[];
-    uu_kept text[] := '{}';
+    uu_kept text[];
     uu_user text;
     uu_entries unified_user_journal.entry[];
 BEGIN
@@ -157,7 +157,10 @@ BEGIN
         uu_before := ARRAY(SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.identity_key = ANY (uu_keys));
         uu_users := ARRAY(SELECT m.user_id FROM unnest(uu_members) AS m UNION SELECT g.user_id FROM unnest(uu_guests) AS g);
         uu_gone := ARRAY(SELECT unnest(uu_before) EXCEPT SELECT unnest(uu_users));
-        {keep}
+        uu_kept := '{}';
+        IF uu_gone <> '{}' THEN
+            {keep}
+        END IF;
         EXIT WHEN uu_gone = '{}';
         {bookings_of_gone}
         EXIT WHEN uu_more = '{}';
@@ -187,9 +190,11 @@ OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i
 
 # Two users may be about to swap their e-mails; the unique index would see the first of them.
 _PARK = """
-WITH {relations}, wanted ({columns}) AS ({wanted})
-UPDATE {users} AS u SET {users.email} = chr(1) || u.{users.id} FROM wanted AS w
-WHERE u.{users.id} = ANY (uu_users) AND w.{users.email} = u.{users.email} AND w.{users.id} <> u.{users.id};
+IF cardinality(uu_users) > 1 THEN
+    WITH {relations}, wanted ({columns}) AS ({wanted})
+    UPDATE {users} AS u SET {users.email} = chr(1) || u.{users.id} FROM wanted AS w
+    WHERE u.{users.id} = ANY (uu_users) AND w.{users.email} = u.{users.email} AND w.{users.id} <> u.{users.id};
+END IF;
 """
 
 # What is there already is left alone: ON CONFLICT would write to every row it meets.
@@ -299,6 +304,18 @@ BEGIN
             IF FOUND THEN
                 RETURN NULL;
             END IF;
+        ELSIF NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
+            uu_key := {new_key};
+            SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key;
+            IF uu_user IS NOT NULL THEN
+                {lock}
+                IF unified_user_journal.renew_guest(uu_user, uu_key, NEW.{bookings.id}, NEW.{bookings.updatedAt}) THEN
+                    {update}
+                    IF FOUND THEN
+                        RETURN NULL;
+                    END IF;
+                END IF;
+            END IF;
         END IF;
     END IF;
     {slow}
@@ -317,7 +334,22 @@ ELSE
 END IF;
 """
 
-# Guests are made of their bookings: each change of one is a change of theirs.
+# A guest is made of his bookings. One in which nothing but its time concerns him renews him; whether he is one, and as the
+# bookings have him, is only sure under the lock of his key.
+_RENEW_GUEST = """
+BEGIN
+    UPDATE {users} AS u SET {users.updatedAt} = greatest(u.{users.updatedAt}, uu_updated) WHERE u.{users.id} = uu_user
+    AND EXISTS (SELECT FROM unified_user_journal.identity_map AS i
+                WHERE i.source_table = 'bookings' AND i.source_id = uu_key AND i.user_id = uu_user AND i.identity_key = uu_key)
+    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.identity_key = uu_key AND i.source_table <> 'bookings')
+    AND NOT EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = uu_booking)
+    AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = uu_user)
+    AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key);
+    RETURN FOUND;
+END
+"""
+
+# Guests are tied to their bookings by these.
 _FIND_OLD = """
 SELECT i.user_id, i.identity_key INTO uu_user, uu_key
 FROM {new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_id = n.{new_bookings.customerId}
@@ -374,6 +406,11 @@ BEGIN
     {slow}
     RETURN NULL;
 END
+"""
+
+#: Makes a function that others call.
+FUNCTION = """
+CREATE OR REPLACE FUNCTION unified_user_journal.{name}({arguments}) RETURNS {returns} LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
 """
 
 #: Makes a trigger function.
@@ -455,7 +492,13 @@ class Forward:
     def functions(self) -> list:
         """Return the statements that make the functions, in order."""
         made = settings("forward", self.schema)
-        statements = [compose(_RECOMPUTE, {"settings": made, "body": self._text(self._recompute())})]
+        statements = [
+            compose(_RECOMPUTE, {"settings": made, "body": self._text(self._recompute())}),
+            compose(FUNCTION, {
+                "name": sql.SQL("renew_guest"), "arguments": sql.SQL("uu_user text, uu_key text, uu_booking text, uu_updated timestamp"),
+                "returns": sql.SQL("boolean"), "body": self._text(self.schema.compose(_RENEW_GUEST)), "settings": made,
+            }),
+        ]  # fmt: skip
         triggers = {f"forward_{table}": self._trigger(table) for table in TRIGGERED}
         triggers["forward_release_studios"] = self.schema.compose(_RELEASE, heir=self._heir())
         triggers["refuse_truncate"] = sql.SQL(_REFUSE_TRUNCATE)
@@ -735,23 +778,23 @@ class Forward:
             bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
-        return compose(_BOOKING_TRIGGER, {
-            "find_new": find_new, "find_old": schema.compose(_FIND_OLD), "lock": compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
-            "same": self._same_booking(),
-            "insert": schema.compose(
+        return schema.compose(
+            _BOOKING_TRIGGER, find_new=find_new, find_old=schema.compose(_FIND_OLD), new_key=self.key("bookings", "NEW"),
+            lock=compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}), same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
+            insert=schema.compose(
                 "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values})"
                 " ON CONFLICT ({new_bookings.id}) DO NOTHING;",
                 columns=comma(left for left, unused in pairs), values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
             ),
-            "update": schema.compose(
+            update=schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
                 updates=comma(
                     compose("{left} = CASE WHEN {new} THEN NEW.{right} ELSE n.{left} END", {"left": left, "right": right, "new": changed(right)})
                     for left, right in pairs
                 ),
             ),
-            "slow": sql.Composed([self._unpin(), slow]),
-        })  # fmt: skip
+            slow=sql.Composed([self._unpin(), slow]),
+        )
 
     def _same_booking(self):
         columns = [self.schema.column("bookings", name) for name in ("id", "customerId", "customerEmail")]
@@ -802,6 +845,18 @@ def recompute(keep_password=None, **arrays):
         " ARRAY[{rows}]::text[], ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, {moment});",
         {**parts, "keep_password": keep_password or sql.SQL("false"), "moment": MOMENT},
     )
+
+
+def same_guest(schema: Schema, table: str):
+    """Return the condition that a booking's update from OLD to NEW changes nothing of a guest who is made of it but his time.
+
+    Args:
+        schema: the resolved tables.
+        table: ``bookings`` or ``new_bookings``.
+    """
+    columns = [schema.column(table, name) for name in ("customerName", "customerPhone", "createdAt")]
+    unchanged = [compose("NOT {changed}", {"changed": changed(column)}) for column in columns]
+    return all_of([*unchanged, compose("NEW.{c} >= OLD.{c}", {"c": schema.column(table, "updatedAt")})])
 
 
 def changed(column):

@@ -13,9 +13,10 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key, is_usable
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import LOCK, MOMENT, TRIGGER_FUNCTION, changed, settings
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import FUNCTION, LOCK, MOMENT, TRIGGER_FUNCTION, changed, same_guest, settings
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir, noted, noted_value
 
 #: Unified tables whose writes are carried.
@@ -23,10 +24,6 @@ TRIGGERED = ("users", "user_role_assignments", "studio_ownership", "new_accounts
 
 #: Legacy table of people -> the role whose holders have a row there.
 _ROLES = dict(_mapping.PEOPLE)
-
-_FUNCTION = """
-CREATE OR REPLACE FUNCTION unified_user_journal.{name}({arguments}) RETURNS {returns} LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
-"""
 
 # Locks the keys given and all that a user's rows are under, and returns them.
 _LOCK_USER = """
@@ -171,8 +168,27 @@ BEGIN
     EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
         PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
     END;
+    IF uu_old IS NOT NULL AND NOT uu_made AND ({settled}) THEN
+        RETURN;
+    END IF;
     {settle}
 END
+"""
+
+# Nothing leans on a user who is one person of his own, whose key is as it was, and who is what his row calls for.
+_SETTLED = """
+EXISTS (
+    SELECT FROM unified_user_journal.identity_map AS i JOIN {users} AS u ON u.{users.id} = i.user_id
+    WHERE i.user_id = uu_user AND i.source_table = {name} AND i.identity_key = {user_key} COLLATE "default" AND {user_key} = {old_key}
+    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                    WHERE n.user_id = i.user_id AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
+    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                    WHERE n.identity_key = i.identity_key AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
+    AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = i.identity_key)
+    AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)
+    AND EXISTS (
+        WITH member AS (SELECT {side}::smallint AS side, i.source_id, i.identity_key AS key, 1 AS position, 1 AS size, i.user_id)
+        SELECT FROM ({select}) AS w ({columns}) WHERE {same}))
 """
 
 # Bookings tied to him by his key alone would be somebody else's under another key.
@@ -332,6 +348,11 @@ BEGIN
     IF uu_customer IS NOT NULL AND (TG_OP = 'INSERT' OR {same}) THEN
         RETURN NULL;
     END IF;
+    IF uu_customer IS NULL AND {same} AND {same_guest} THEN
+        IF unified_user_journal.renew_guest(uu_user, {new_key}, NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}) THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     -- Whose the legacy side would take it for: his by his customers row or his key; else it is pinned.
     DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id IN (OLD.{new_bookings.id}, NEW.{new_bookings.id});
     IF uu_customer IS NULL AND NOT EXISTS (
@@ -377,7 +398,7 @@ class Reverse:
         ]
         made = settings("reverse", self.schema)
         statements = [
-            compose(_FUNCTION, {
+            compose(FUNCTION, {
                 "name": sql.SQL(name), "arguments": sql.SQL(arguments), "returns": sql.SQL(returns), "body": self._text(body),
                 # It writes to the unified side, and that is not to be carried back.
                 "settings": settings("forward", self.schema) if name == "promote" else made,
@@ -459,7 +480,22 @@ class Reverse:
         base_key = identity_key(compose("(uu_base ->> {email})", {"email": email}), self.policies.email_match)
         return schema.compose(
             _REVERSE_USER, make=sql.Composed(make), email=email, tie=schema.compose(_TIE, base_key=base_key, **parts),
-            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"), **parts,
+            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"),
+            settled=sql.SQL(" OR ").join(self._settled(table) for table in _mapping.PEOPLE), **parts,
+        )
+
+    def _settled(self, table: str):
+        schema, users = self.schema, self.schema["users"]
+        row = schema.compose("SELECT p.* FROM {people} AS p WHERE p.{people.id} = i.source_id", people=table)
+        columns, select = Projection(ScopedSchema(schema, {table: row}), self.policies, sql.SQL("NULL")).users_alone(table)
+        old_email = compose("(uu_old ->> {email})", {"email": sql.Literal(users.names["email"])})
+        return schema.compose(
+            _SETTLED, name=sql.Literal(table), side=sql.Literal(SIDES[table]), user_key=self.key("users", "u"), columns=comma(columns), select=select,
+            old_key=identity_key(old_email, self.policies.email_match),
+            same=all_of(
+                compose("to_jsonb(u.{c}) IS NOT DISTINCT FROM to_jsonb(w.{c}::{type})", {"c": c, "type": sql.SQL(users.columns[c.string].type)})
+                for c in columns if users.logical_name(c.string) not in ("id", "isActive", "isSuspended")
+            ),
         )
 
     def _write(self, table: str):
@@ -531,7 +567,8 @@ class Reverse:
         ))  # fmt: skip
         return schema.compose(
             _BOOKINGS_TRIGGER, old_key=self.key("new_bookings", "OLD"), new_key=self.key("new_bookings", "NEW"),
-            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same, updates=comma(updates),
+            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same,
+            same_guest=same_guest(schema, "new_bookings"), updates=comma(updates),
             theirs=comma(theirs for theirs, unused, other in columns), ours=comma(value for unused, value, other in columns),
             settle_old=_settle(self.key("new_bookings", "OLD"), bookings=schema.compose("OLD.{new_bookings.id}")),
             settle_new=_settle("uu_keys", bookings=schema.compose("NEW.{new_bookings.id}")), **self._firsts(),

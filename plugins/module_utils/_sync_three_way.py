@@ -21,9 +21,12 @@ _ASSIGN = """
 uu_native := ARRAY(
     SELECT {user_key} FROM {users} AS u WHERE {user_key} = ANY (uu_keys)
     AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id}));
-uu_natives := ARRAY(
-    SELECT u.{users.id} FROM {users} AS u WHERE {user_key} = ANY (uu_native)
-    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id}));
+uu_natives := '{}';
+IF uu_native <> '{}' THEN
+    uu_natives := ARRAY(
+        SELECT u.{users.id} FROM {users} AS u WHERE {user_key} = ANY (uu_native)
+        AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = u.{users.id}));
+END IF;
 WITH person AS (
     SELECT m.key, m.position, i.user_id, i.source_id = i.user_id AS bears FROM unnest(uu_members) AS m
     JOIN unified_user_journal.identity_map AS i ON i.source_table = (ARRAY['studio_owners', 'customers'])[m.side + 1] AND i.source_id = m.source_id
@@ -51,9 +54,11 @@ SELECT coalesce(array_agg(ROW(
     c.side, c.source_id, c.key, c.verified OR c.made OR c.parties <= 1, c.position, greatest(c.size, c.parties), c.any_verified,
     coalesce(b.user_id, CASE WHEN EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = c.user_id) THEN {derived} ELSE c.user_id END)
 )::unified_user_journal.member), '{}') INTO uu_members FROM counted AS c LEFT JOIN best AS b ON b.key = c.key;
-uu_guests := ARRAY(
-    SELECT ROW(g.key, coalesce(i.user_id, g.user_id), g.email, g.name, g.phone, g.created, g.updated, g.bookings)::unified_user_journal.guest
-    FROM unnest(uu_guests) AS g LEFT JOIN unified_user_journal.identity_map AS i ON i.source_table = 'bookings' AND i.source_id = g.key);
+IF uu_guests <> '{}' THEN
+    uu_guests := ARRAY(
+        SELECT ROW(g.key, coalesce(i.user_id, g.user_id), g.email, g.name, g.phone, g.created, g.updated, g.bookings)::unified_user_journal.guest
+        FROM unnest(uu_guests) AS g LEFT JOIN unified_user_journal.identity_map AS i ON i.source_table = 'bookings' AND i.source_id = g.key);
+END IF;
 """
 
 # Somebody without a legacy row has the e-mail of these bookings: they are his, and no guest is made. OFFSET 0 has him looked up
@@ -244,6 +249,18 @@ IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND NOT ({same})) THEN
 END IF;
 """
 
+_NATIVE = """
+IF uu_native <> '{}' THEN
+    UPDATE unified_user_journal.identity_map AS i SET native = true WHERE i.identity_key = ANY (uu_native) AND NOT i.native;
+END IF;
+"""
+
+_GONE_DIVERGENCE = """
+IF uu_gone <> '{}' THEN
+    DELETE FROM unified_user_journal.divergence AS d WHERE d.user_id = ANY (uu_gone);
+END IF;
+"""
+
 # What could not be written to the legacy side is tried again when something changes where it was in the way.
 _RETRY = """
 FOR uu_user IN SELECT q.source_id FROM unified_user_journal.quarantine AS q
@@ -397,14 +414,14 @@ class ThreeWay(Forward):
             self._roles(),
             self._owned(_OWNERSHIP, primary="isPrimary" in schema["studio_ownership"].names),
             self._with(_FAVOURITES, projection.favourites(), parents=self._parents("_UserFavorites")),
-            *credentials,
+            sql.SQL("IF uu_rows <> '{}' THEN "), *credentials, sql.SQL(" END IF;"),
             *self._lost(),
             self._bookings(),
             self._quarantine(),
             self._audit(),
             self._map(),
-            sql.SQL("UPDATE unified_user_journal.identity_map AS i SET native = true WHERE i.identity_key = ANY (uu_native) AND NOT i.native;"),
-            sql.SQL("DELETE FROM unified_user_journal.divergence AS d WHERE d.user_id = ANY (uu_gone);"),
+            sql.SQL(_NATIVE),
+            sql.SQL(_GONE_DIVERGENCE),
             self._gone(),
             sql.SQL(_GAINED),
             sql.SQL(_RETRY),
