@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -23,13 +22,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform i
 
 from tests.app import application, prisma_cli, reference_data
 from tests.module_process import connection_options
-from tests.playbook_process import ROOT, run_playbook
+from tests.playbook_process import run_playbook
+from tests.switchover.small_host import AT_ONCE, PLAYBOOK
 
 pytestmark = pytest.mark.one_major
 BASE_PATH = "/termine"
-CRASHING = 'setTimeout(() => process.exit(1), 5000); require("./node_modules/next/dist/bin/next")'
 ODD = """it's $5 and ${PATH} "twice" # no comment"""
-PLAYBOOK = ROOT / "playbooks" / "switch.yml"
 
 
 class Host:
@@ -53,8 +51,8 @@ class Host:
             stdin=subprocess.PIPE, env={**os.environ, "PM2_HOME": self.pm2_home}, start_new_session=True,
         )  # fmt: skip
 
-    def inventory(self, **changes) -> Path:
-        """Write what an operator's inventory says."""
+    def inventory(self, each: dict[str, dict] | None = None, **changes) -> Path:
+        """Write what an operator's inventory says, where `each` names further hosts like this one."""
         connection = {
             name.replace("login_", "unified_user_login_", 1): value for name, value in connection_options(self.cluster, self.database).items()
         }
@@ -63,19 +61,20 @@ class Host:
             "app_switchover_root": str(self.root), "app_switchover_name": "termine", "app_switchover_source": "directory",
             "app_switchover_commands": [], "app_switchover_environment": self.environment, "app_switchover_port": self.stand.port,
             "app_switchover_candidate_port": self.candidate_port, "app_switchover_pm2": self.pm2, "app_switchover_pm2_home": self.pm2_home,
-            "app_switchover_health_path": BASE_PATH + "/api/health", "app_switchover_watch_seconds": 1, "app_switchover_health_seconds": 30,
+            "app_switchover_health_path": BASE_PATH + "/api/health", "app_switchover_watch_seconds": 1, "app_switchover_health_seconds": 60,
             "auth_check_url": self.stand.url, "auth_check_environment": "test", "auth_check_mail": {"source": "database"},
             "auth_check_bcrypt_cost": 8, **changes,
         }  # fmt: skip
+        hosts = {name: {**variables, **own} for name, own in (each or {"localhost": {}}).items()}
         path = self.folder / "hosts.json"
-        path.write_text(json.dumps({"all": {"children": {"app": {"hosts": {"localhost": variables}}}}}))
+        path.write_text(json.dumps({"all": {"children": {"app": {"hosts": hosts}}}}))
         path.chmod(0o600)
         return path
 
-    def switch(self, release: str, built: Path, **changes):
+    def switch(self, release: str, built: Path, playbook: Path = PLAYBOOK, **changes):
         """Run the playbook and return its status and its words."""
         hosts = self.inventory(app_switchover_directory=str(built), app_switchover_release=release, **changes)
-        done = run_playbook(PLAYBOOK, hosts, timeout=400)
+        done = run_playbook(playbook, hosts, timeout=500)
         return done.returncode, " ".join(done.stdout.split())
 
     def serving(self) -> str:
@@ -212,68 +211,49 @@ def test_switched_there_and_back_without_a_failed_request(host, unified):
     assert done.stdout == ODD + "\n"
 
 
-def test_sign_in_that_is_broken_never_serves(host, unified):
-    broken = {**host.environment, "BROKEN": "magic-link-takes-no-token"}
-    status, words = host.switch("unified-bad", unified, app_switchover_environment=broken)
-    assert status != 0 and "magic_link_without_token" in words and "Release legacy-1 serves. The bad release is kept in" in words
+def test_candidates_that_must_not_serve(host, unified, tmp_path):
+    """Sign-in that is broken, sign-in that lets anybody in, and a database that refuses the release: three hosts, of which one serves already."""
+    changes = {
+        "localhost": {"BROKEN": "magic-link-takes-no-token"},
+        "throws": {"BROKEN": "sign-in-throws"},
+        "refused": {"DATABASE_URL": f"postgresql://postgres:wrong@127.0.0.1:{host.cluster.port}/{host.database}"},
+    }
+    others = {"app_switchover_first": True, "app_switchover_health_seconds": 3}
+    each = {name: {"app_switchover_environment": {**host.environment, **settings}} for name, settings in changes.items()}
+    for name in ("throws", "refused"):
+        root, ports = host.folder / name / "termine", (application.free_port(), application.free_port())
+        each[name] |= {"app_switchover_root": str(root), "app_switchover_port": ports[0], "app_switchover_candidate_port": ports[1]}
+        each[name] |= {"app_switchover_name": name, **(others if name == "refused" else {"app_switchover_first": True})}
+    at_once = tmp_path / "at_once.yml"
+    at_once.write_text(AT_ONCE)
+    status, words = host.switch("unified-bad", unified, playbook=at_once, each=each)
+    messages = {name: words[words.index(f"Failed to switch {name}") :][:3000].partition("Origin:")[0] for name in each}
+    assert status != 0 and "magic_link_without_token (an e-mail without a token" in messages["localhost"]
+    assert "Release legacy-1 serves. The bad release is kept in" in messages["localhost"]
+    assert "password_owner" in messages["throws"] and "magic_link_without_token" not in messages["throws"]
+    assert 'in step "Wait until it answers": Status code was 503' in messages["refused"]
+    for name in ("throws", "refused"):
+        assert "No release served before." in messages[name] and not (host.folder / name / "termine" / "current").exists()
     assert host.serving() == "legacy-1" and host.processes() == ["termine", "termine"] and (host.root / "releases" / "unified-bad").is_dir()
-    assert not (host.root / ".switchover").exists()
+    assert not (host.root / ".switchover").is_symlink()
 
 
-def test_back_when_it_fails_while_it_serves(host, unified, tmp_path):
-    hook = tmp_path / "fails.yml"
-    hook.write_text("- name: Fail once it serves\n  ansible.builtin.fail:\n    msg: the operator's own check says no\n")
+def test_back_when_sign_in_breaks_where_it_serves(host, unified, tmp_path):
+    """The canary of two hosts: what its candidate did not show is found while it serves alone, and the second host is never touched."""
+    mistake, hook = tmp_path / "broken", tmp_path / "breaks.yml"
+    mistake.write_text("")
+    copy = {"content": "magic-link-takes-no-token", "dest": str(mistake), "mode": "0644"}
+    hook.write_text(json.dumps([{"name": "Break it once it serves", "ansible.builtin.copy": copy}]))
+    second = {
+        "app_switchover_root": str(tmp_path / "second"), "app_switchover_port": application.free_port(), "app_switchover_first": True,
+        "app_switchover_candidate_port": application.free_port(),
+    }  # fmt: skip
+    changes = {
+        "app_switchover_environment": {**host.environment, "BROKEN_FILE": str(mistake)}, "app_switchover_hooks": {"after_switch": [str(hook)]},
+        "app_switchover_canary_seconds": 2,
+    }  # fmt: skip
     with People(host, ["studio-credentials", "credentials"]) as people:
-        status, words = host.switch("unified-2", unified, app_switchover_auth_check=False, app_switchover_hooks={"after_switch": [str(hook)]})
-    assert status != 0 and "the operator's own check says no Release legacy-1 serves." in words
-    assert host.serving() == "legacy-1" and not people.failed and people.answered
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"app_switchover_commands": [["sh", "-c", "echo lock file does not match; exit 7"]]}, "The command said: lock file does not match"),
-        ({"app_switchover_import_rewrites": [{"files": ["lib/mail.ts"], "before": "nothing like it", "after": "x"}]}, "occurs 0 times instead of 1"),
-        # The database refuses it.
-        ({"settings": {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}, "app_switchover_health_seconds": 2}, "Status code was 503"),
-        # It dies after it was healthy.
-        (
-            {
-                "app_switchover_commands": [["sh", "-c", f"echo '{CRASHING}' > crashing.js"]], "app_switchover_script": "crashing.js",
-                "app_switchover_watch_seconds": 6, "app_switchover_auth_check": False,
-            },
-            "Connection refused",
-        ),
-    ],
-    ids=["build", "rewrite", "database", "crash"],
-)  # fmt: skip
-def test_what_fails_before_it_serves(host, unified, request, changes, words):
-    release = f"unified-{request.node.callspec.id}"
-    settings = {**host.environment, **changes.get("settings", {})}
-    others = {name: value for name, value in changes.items() if name != "settings"}
-    status, said = host.switch(release, unified, app_switchover_environment=settings, **others)
-    assert status != 0 and words in said and "Release legacy-1 serves." in said
-    assert host.serving() == "legacy-1" and host.processes() == ["termine", "termine"]
-
-
-def test_a_port_that_is_taken(host, unified):
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", host.candidate_port))
-        other.listen()
-        status, words = host.switch("unified-3", unified)
-    assert status != 0 and f"Port {host.candidate_port} is taken" in words and host.serving() == "legacy-1"
-
-
-def test_two_at_once_and_links_that_lead_nowhere(host, unified):
-    (host.root / ".switchover").mkdir()
-    status, words = host.switch("unified-4", unified)
-    (host.root / ".switchover").rmdir()
-    assert status != 0 and "another switchover is under way" in words and not (host.root / "releases" / "unified-4").exists()
-    current = host.root / "current"
-    current.unlink()
-    current.symlink_to("releases/gone")
-    status, words = host.switch("unified-4", unified)
-    current.unlink()
-    current.symlink_to("releases/legacy-1")
-    assert status != 0 and "leads to gone, which is not there" in words and not (host.root / "releases" / "unified-4").exists()
+        status, words = host.switch("unified-2", unified, playbook=PLAYBOOK, each={"localhost": {}, "second": second}, **changes)
+    message = words[words.index("Failed to switch localhost to release unified-2") :].partition("Origin:")[0]
+    assert status != 0 and "magic_link_without_token" in message and "Release legacy-1 serves." in message
+    assert host.serving() == "legacy-1" and not people.failed and people.answered and not (tmp_path / "second").exists()
