@@ -239,6 +239,11 @@ def application() -> Tally:
     return pytest("application", "tests/application", seconds=1200)
 
 
+def switchover() -> Tally:
+    """The application switched host by host under pm2 and back, under people's hands, and each way it can fail."""
+    return pytest("switchover", "tests/switchover", "--dist=loadfile", seconds=1500)
+
+
 def molecule() -> Tally:
     """The scenarios on containers with systemd."""
     status = run([PYTHON, "tools/run_molecule.py"], OUTPUT / "molecule.log", 1800)
@@ -259,13 +264,14 @@ STAGES: dict[str, Callable[[], Tally]] = {
     "integration": integration,
     "playbooks": playbooks,
     "application": application,
+    "switchover": switchover,
     "molecule": molecule,
     "secrets": secrets,
 }
 
 
 #: Stages that keep one processor busy, or wait: each runs beside the stages from one to another, its output only in its log.
-BESIDE = {"sanity": ("lint", "unit", "tools"), "molecule": ("playbooks", "application")}
+BESIDE = {"sanity": ("lint", "unit", "tools"), "molecule": ("playbooks", "application", "switchover")}
 
 
 def run_stage(name: str, function: Callable[[], Tally]) -> Tally:

@@ -27,7 +27,7 @@ PREFIX = "unified_user_"
 #: How many identities, or bookings, one transaction of a repair looks at.
 _REPAIR_BATCH = 500
 
-_NO_KEYS = sql.SQL("SELECT NULL::text WHERE false")
+_NO_KEYS = "SELECT NULL::text WHERE false"
 
 _INSTALLED = """
 SELECT c.relname AS "table", t.tgname AS name, t.tgenabled AS enabled FROM pg_trigger AS t
@@ -184,7 +184,7 @@ class Sync:
             UnifiedUserError: other sessions hold some of them locked all the while.
         """
         bookings = [row["id"] for row in self.database.rows(self._stray_bookings())]
-        moment = self.database.value(compose("SELECT {moment}::text", {"moment": MOMENT}))
+        moment = self.database.value(compose("SELECT {moment}::text", {"moment": sql.SQL(MOMENT)}))
         self.database.execute("DROP TABLE IF EXISTS pg_temp.to_repair")
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
         identities = self.database.execute(
@@ -206,7 +206,7 @@ class Sync:
             moment: what new rows say when they were made, a timestamp in UTC without zone, as text.
         """
         for first in range(0, len(ids), _REPAIR_BATCH):
-            self._recompute(_NO_KEYS, ids[first : first + _REPAIR_BATCH], moment)
+            self._recompute(sql.SQL(_NO_KEYS), ids[first : first + _REPAIR_BATCH], moment)
 
     def _recompute(self, keys, bookings: list[str], moment: str) -> None:
         def attempt() -> None:

@@ -77,7 +77,7 @@ ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 """
 
 #: When a new row was made. What bears a time before the start of the sync is the copy's, so a clock that is set back must not say one.
-MOMENT = sql.SQL(
+MOMENT = (
     "greatest((now() AT TIME ZONE 'UTC')::timestamp(3), (SELECT (y.since AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.sync AS y))"
 )
 
@@ -843,7 +843,7 @@ def recompute(keep_password=None, **arrays):
         # The keys' own collation would become the function's, and no index of the default collation would serve it.
         "PERFORM unified_user_journal.recompute(ARRAY[{keys}]::text[] COLLATE \"default\", ARRAY[{ids}]::text[], ARRAY[{bookings}]::text[],"
         " ARRAY[{rows}]::text[], ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, {moment});",
-        {**parts, "keep_password": keep_password or sql.SQL("false"), "moment": MOMENT},
+        {**parts, "keep_password": keep_password or sql.SQL("false"), "moment": sql.SQL(MOMENT)},
     )
 
 

@@ -459,7 +459,7 @@ class Reverse:
         )
 
     def _promote(self):
-        columns, select = Projection(self.schema, self.policies, MOMENT).user_role_assignments()
+        columns, select = Projection(self.schema, self.policies, sql.SQL(MOMENT)).user_role_assignments()
         return self.schema.compose(
             _PROMOTE, columns=comma(columns), select=select, side=sql.Literal(CUSTOMER_SIDE), customer=sql.Literal(_mapping.CUSTOMER_ROLE)
         )
@@ -586,5 +586,5 @@ def _settle(keys, user: str = "''", bookings=None):
     listed = sql.SQL(keys) if isinstance(keys, str) else compose('ARRAY[{key}] COLLATE "default"', {"key": keys})
     return compose(
         "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true, {moment});",
-        {"moment": MOMENT, "keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
+        {"moment": sql.SQL(MOMENT), "keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
     )
