@@ -292,17 +292,17 @@ class Derivation:
 
     # Cut-over
 
-    def _cutover(self, table: str, column: str):
-        """Return the time of the cut-over in the type of a column."""
+    def _cutover(self, table: str, column: str, at: str | None = None):
+        """Return the time of the cut-over, or another one, in the type of a column."""
         relation = self.schema[table]
         return compose(
-            "CAST({at} AS {type})", {"at": sql.Literal(self.cutover_at), "type": sql.SQL(relation.columns[relation.names[column]].type)}
+            "CAST({at} AS {type})", {"at": sql.Literal(at or self.cutover_at), "type": sql.SQL(relation.columns[relation.names[column]].type)}
         )
 
-    def since(self, table: str, column: str, alias: str):
-        """Return the condition that a time of a row is not before cut-over."""
+    def since(self, table: str, column: str, alias: str, at: str | None = None):
+        """Return the condition that a time of a row is not before cut-over, or before another time."""
         return compose(
-            "{a}.{column} >= {at}", {"a": sql.SQL(alias), "column": self.schema.column(table, column), "at": self._cutover(table, column)}
+            "{a}.{column} >= {at}", {"a": sql.SQL(alias), "column": self.schema.column(table, column), "at": self._cutover(table, column, at)}
         )
 
     def _born(self, table: str):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import GRANTED_BY, PEOPLE
@@ -81,7 +83,8 @@ class Belongings:
                 "id": derived_id(sql.Literal("role:"), sql.SQL("h.user_id"), sql.Literal(":"), sql.SQL("h.role")),
             },
         )
-        return self.derivation.made("role_assignments", "user_role_assignments", values, source)
+        same = "x.{.userId} = r.user_id AND x.{.role}::text = r.role AND x.{.studioId} IS NULL AND x.{.id} <> r.id"
+        return self._under_any_id(self.derivation.made("role_assignments", "user_role_assignments", values, source), "user_role_assignments", same)
 
     def ownerships(self) -> Image:
         """One for each studio with an owner."""
@@ -96,7 +99,25 @@ class Belongings:
             "studios", "FROM (SELECT {studio} AS studio, {user} AS owner, {id} AS id FROM {.} AS s{join} WHERE s.{.ownerId} IS NOT NULL {once}) AS o",
             studio=studio, user=user, join=join, id=derived_id(sql.Literal("ownership:"), user, sql.Literal(":"), studio), once=sql.SQL(_ONCE),
         )
-        return self.derivation.made("ownerships", "studio_ownership", values, source)
+        same = "x.{.userId} = o.owner AND x.{.studioId} = o.studio AND x.{.id} <> o.id"
+        return self._under_any_id(self.derivation.made("ownerships", "studio_ownership", values, source), "studio_ownership", same)
+
+    def _under_any_id(self, image: Image, table: str, same: str) -> Image:
+        """Let rows that the application made on the unified side, under ids of its own, stand for those that are called for.
+
+        Args:
+            image: of the rows under the ids that the transformation gives.
+            table: logical table.
+            same: template of the condition that ``x`` is such a row.
+        """
+        if not self.derivation.both_ways:
+            return image
+        (called_for,) = image.parts["rows"]
+        condition = self.derivation.of(table, same)
+        absent = self.derivation.of(table, " WHERE NOT EXISTS (SELECT FROM {.} AS x WHERE {same})", same=condition)
+        there = self.derivation.of(table, " JOIN {.} AS x ON {same}", same=condition)
+        own = Branch({name: sql.Identifier("x", name) for name in called_for.values}, called_for.source + there)
+        return replace(image, parts={"rows": [replace(called_for, source=called_for.source + absent), own]})
 
     def _times(self, table: str, identifier, *columns: str) -> dict[str, object]:
         return {name: self.derivation.time(table, name, identifier) for name in columns if name in self.schema[table].names}

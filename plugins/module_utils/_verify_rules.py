@@ -195,10 +195,11 @@ class Rules:
         )
 
     def _rows(self, table: str):
-        """Rows of a table that starts empty."""
+        """Rows of a table that starts empty, but for those of an application that writes to the unified side."""
         since = sql.SQL("FALSE")
-        if self.derivation.cutover_at is not None and "createdAt" in self.schema[table].names:
-            since = self.derivation.since(table, "createdAt", "a")
+        at = self.derivation.cutover_at or (self.derivation.synced_since if self.derivation.both_ways else None)
+        if at is not None and "createdAt" in self.schema[table].names:
+            since = self.derivation.since(table, "createdAt", "a", at)
         return self.of(table, "SELECT a.{.id}::text AS label FROM {.} AS a WHERE NOT {since}", since=since)
 
     def totals(self):

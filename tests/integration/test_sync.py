@@ -335,3 +335,22 @@ def test_a_clock_that_is_set_back_behind_the_start_of_the_sync_is_of_no_account(
         session.execute(WRITES[name].replace("-new", "-later").replace("new@", f"{name[-5:]}@"))
     session.execute("UPDATE studios SET \"ownerId\" = 'o-later' WHERE id = (SELECT min(id) FROM studios)")
     in_step(session)
+
+
+def test_what_an_application_writes_to_the_unified_side_under_ids_of_its_own_is_no_difference(session):
+    sync = forward(session)
+    sync.install("both")
+    session.execute("RESET search_path")
+    session.execute("""INSERT INTO users (id, name, email, "primaryRole", "updatedAt")
+            VALUES ('u-new', 'New', 'new@example.org', 'STUDIO_OWNER', now());
+        INSERT INTO user_role_assignments (id, "userId", role, "grantedBy")
+            VALUES ('r-1', 'u-new', 'CUSTOMER', 'u-new'), ('r-2', 'u-new', 'STUDIO_OWNER', NULL);
+        INSERT INTO studios SELECT (jsonb_populate_record(s, '{"id": "s-new", "ownerId": null}')).* FROM studios AS s LIMIT 1;
+        INSERT INTO studio_ownership (id, "userId", "studioId", "isPrimary", "acceptedAt") VALUES ('w-1', 'u-new', 's-new', true, now());
+        INSERT INTO audit_logs (id, "userId", action, resource, "resourceId") VALUES ('a-1', 'u-new', 'login', 'user', 'u-new');
+        INSERT INTO magic_link_tokens (id, token, email, "expiresAt") VALUES ('m-1', 't', 'new@example.org', now())""")
+    assert session.value("SELECT \"ownerId\" FROM studios WHERE id = 's-new'") == "u-new"
+    in_step(session)
+    session.execute("DELETE FROM user_role_assignments WHERE id = 'r-1'")
+    session.execute("UPDATE audit_logs SET \"createdAt\" = '2001-01-01'")
+    assert {check.name for check in verify_database(session).checks if not check.passed} == {"role_assignments", "total_role_assignments", "audit_logs"}
