@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -30,6 +31,12 @@ def options(cluster, reference_database):
 def state(cluster, database: str) -> dict:
     """Everything of a server that looking might have changed."""
     with contextlib.closing(cluster.connect(database)) as connection, contextlib.closing(connection.cursor()) as cursor:
+        # A session that has ended counts what it did a moment later.
+        others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        deadline = time.monotonic() + 10
+        while cursor.execute(others) or cursor.fetchone()[0]:
+            assert time.monotonic() < deadline, "other sessions stay"
+            time.sleep(0.02)
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute(STATISTICS)
         statistics = cursor.fetchall()
@@ -54,7 +61,8 @@ def test_nothing_is_changed(make_cluster, kind):
     result = look(cluster, database)
     assert probes_failed(result) == [] and len(result["executed_queries"]) > 60
     after = state(cluster, database)
-    assert after == before, "not even a transaction id was used"
+    # Names alone: the dump holds the reference case's secrets.
+    assert [name for name, value in before.items() if after[name] != value] == [], "not even a transaction id was used"
     # The comparison can fail.
     with contextlib.closing(cluster.connect(database)) as connection:
         run(connection, "UPDATE customers SET name = name WHERE id = (SELECT min(id) FROM customers)")
