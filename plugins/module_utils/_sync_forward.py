@@ -873,11 +873,12 @@ def settings(direction: str, schema: Schema):
     """Return the SET clauses of a sync function: its path, and in it the mark by which the other direction knows whose write it is.
 
     A parameter of our own would do as well, but only a superuser may give a function one. What a function does is planned once for
-    a session, by indexes: it is always about a few rows, whatever the statistics said when the tables were still empty.
+    a session, by indexes and loops: it is always about a few rows, and a join that hashes a table whose statistics are from when it
+    was empty keeps every write waiting for half a second.
     """
     return compose(
         "SET search_path = pg_catalog, {schema}, {mark}, pg_temp SET row_security = off"
         # Before PostgreSQL 18 what enable_seqscan forbids looks expensive enough to compile, call by call.
-        " SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off",
+        " SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off",
         {"schema": sql.Identifier(schema.name), "mark": sql.Identifier(mark(direction))},
     )
