@@ -300,22 +300,15 @@ BEGIN
         {find_old}
         IF uu_user IS NOT NULL THEN
             {lock}
-            {update}
-            IF FOUND THEN
-                RETURN NULL;
-            END IF;
         ELSIF NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
             uu_key := {new_key};
-            SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key;
-            IF uu_user IS NOT NULL THEN
-                {lock}
-                IF unified_user_journal.renew_guest(uu_user, uu_key, NEW.{bookings.id}, NEW.{bookings.updatedAt}) THEN
-                    {update}
-                    IF FOUND THEN
-                        RETURN NULL;
-                    END IF;
-                END IF;
-            END IF;
+            {lock}
+            SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key
+            AND unified_user_journal.renew_guest(i.user_id, uu_key, NEW.{bookings.id}, NEW.{bookings.updatedAt});
+        END IF;
+        {update}
+        IF FOUND THEN
+            RETURN NULL;
         END IF;
     END IF;
     {slow}

@@ -227,7 +227,8 @@ BEGIN
         {settle}
         RETURN NULL;
     END IF;
-    IF TG_OP = 'UPDATE' THEN
+    -- Under the same key reverse_user locks all there is.
+    IF TG_OP = 'UPDATE' AND {old_key} IS DISTINCT FROM {new_key} THEN
         PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", NEW.{users.id});
     END IF;
     PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END);
@@ -349,7 +350,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF uu_customer IS NULL AND {same} AND {same_guest} THEN
-        IF unified_user_journal.renew_guest(uu_user, {new_key}, NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}) THEN
+        IF unified_user_journal.renew_guest(uu_user, {new_key} COLLATE "default", NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}) THEN
             RETURN NULL;
         END IF;
     END IF;
