@@ -76,6 +76,14 @@ SELECT DISTINCT ON (k.key COLLATE "C") k.key, 1 FROM unnest({keys}) AS k (key) W
 ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 """
 
+#: The same for the one key of a variable, which nearly always has its row.
+LOCK_ONE = """
+UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 WHERE l.identity_key = {key};
+IF NOT FOUND THEN
+    {lock}
+END IF;
+"""
+
 #: When a new row was made. What bears a time before the start of the sync is the copy's, so a clock that is set back must not say one.
 MOMENT = (
     "greatest((now() AT TIME ZONE 'UTC')::timestamp(3), (SELECT (y.since AT TIME ZONE 'UTC')::timestamp(3) FROM unified_user_journal.sync AS y))"
@@ -376,24 +384,25 @@ AND f.{_UserFavorites.A} = OLD.{_CustomerFavorites.B} AND NOT EXISTS (
     WHERE j.user_id = i.user_id AND l.{_CustomerFavorites.B} = OLD.{_CustomerFavorites.B});
 """
 
+# Who is one row alone, and what it calls for.
 _PERSON_TRIGGER = """
 DECLARE
-    uu_user text;
     uu_key text;
 BEGIN
     IF TG_OP = 'UPDATE' AND {same} THEN
         uu_key := {new_key};
         {lock}
-        SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i
-        WHERE i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
-        AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                        WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
-        AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key);
-        IF uu_user IS NOT NULL AND NOT {diverged} THEN
-            {update}
-            IF FOUND THEN
-                RETURN NULL;
-            END IF;
+        WITH member AS (
+            SELECT {side}::smallint AS side, i.source_id, i.identity_key AS key, 1 AS position, 1 AS size, i.user_id
+            FROM unified_user_journal.identity_map AS i
+            WHERE i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
+            AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                            WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
+            AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key) AND NOT {diverged}
+        ), wanted ({columns}) AS ({select})
+        UPDATE {users} AS u SET {updates} FROM wanted AS w WHERE u.{users.id} = w.{id};
+        IF FOUND THEN
+            RETURN NULL;
         END IF;
     END IF;
     {slow}
@@ -414,6 +423,7 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURIT
 # His studios stay, and with them other people's bookings (the contract: Erasure).
 _RELEASE = """
 BEGIN
+    {lock}
     UPDATE {studios} AS s SET {studios.ownerId} = {heir} WHERE s.{studios.ownerId} = OLD.{studio_owners.id};
     RETURN OLD;
 END
@@ -493,12 +503,16 @@ class Forward:
             }),
         ]  # fmt: skip
         triggers = {f"forward_{table}": self._trigger(table) for table in TRIGGERED}
-        triggers["forward_release_studios"] = self.schema.compose(_RELEASE, heir=self._heir())
+        triggers["forward_release_studios"] = self.schema.compose(_RELEASE, heir=self._heir(), lock=self._lock_released())
         triggers["refuse_truncate"] = sql.SQL(_REFUSE_TRUNCATE)
         for name, body in triggers.items():
             parts = {"function": sql.Identifier(SCHEMA, name), "settings": made, "body": self._text(body)}
             statements.append(compose(TRIGGER_FUNCTION, parts))
         return statements
+
+    def _lock_released(self):
+        """Lock the studios of an owner who goes, where somebody else may name their heir meanwhile."""
+        return sql.SQL("")
 
     def _heir(self):
         """Return who a studio ``s`` passes to when its owner goes."""
@@ -592,7 +606,7 @@ class Forward:
         return sql.SQL("")
 
     def _diverged(self):
-        """Return the condition that the user differs from what the legacy side calls for."""
+        """Return the condition that the user of a row ``i`` of the map differs from what the legacy side calls for."""
         return sql.SQL("false")
 
     def _users_there(self):
@@ -773,7 +787,7 @@ class Forward:
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return schema.compose(
             _BOOKING_TRIGGER, find_new=find_new, find_old=schema.compose(_FIND_OLD), new_key=self.key("bookings", "NEW"),
-            lock=compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}), same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
+            lock=lock_one("uu_key"), same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
             insert=schema.compose(
                 "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values})"
                 " ON CONFLICT ({new_bookings.id}) DO NOTHING;",
@@ -797,22 +811,14 @@ class Forward:
         schema = self.schema
         alone = ScopedSchema(schema, {table: sql.SQL("SELECT NEW.*")})
         columns, select = Projection(alone, self.policies, sql.SQL("NULL")).users_alone(table)
-        member = schema.compose(
-            "SELECT {side}::smallint AS side, NEW.{people.id} AS source_id, uu_key AS key, 1 AS position, 1 AS size, uu_user AS user_id",
-            people=table, side=sql.Literal(SIDES[table]),
-        )
-        names = self.schema["users"].names
-        written = [column for column in columns if self.schema["users"].logical_name(column.string) not in ("id", "primaryRole", "isActive", "isSuspended")]
-        update = schema.compose(
-            "WITH member AS ({member}), wanted ({columns}) AS ({select}) UPDATE {users} AS u SET {updates} FROM wanted AS w WHERE u.{users.id} = w.{id};",
-            member=member, columns=comma(columns), select=select, id=sql.Identifier(names["id"]),
-            updates=comma(compose("{c} = w.{c}", {"c": column}) for column in written),
-        )
+        users = self.schema["users"]
+        written = [column for column in columns if users.logical_name(column.string) not in ("id", "primaryRole", "isActive", "isSuspended")]
         rows = ("OLD", "NEW")
         return schema.compose(
-            _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"), lock=compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+            _PERSON_TRIGGER, people=table, name=sql.Literal(table), side=sql.Literal(SIDES[table]), new_key=self.key(table, "NEW"), lock=lock_one("uu_key"),
+            columns=comma(columns), select=select, id=sql.Identifier(users.names["id"]), diverged=self._diverged(),
+            updates=comma(compose("{c} = w.{c}", {"c": column}) for column in written),
             same=schema.compose("NEW.{people.id} = OLD.{people.id} AND {new} = {old}", people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD")),
-            update=update, diverged=self._diverged(),
             slow=recompute(
                 keep_password=schema.compose(
                     "(TG_OP = 'UPDATE' AND OLD.{people.password} IS NOT DISTINCT FROM NEW.{people.password} AND {new} = {old})",
@@ -838,6 +844,15 @@ def recompute(keep_password=None, **arrays):
         " ARRAY[{rows}]::text[], ARRAY[{studios}]::text[], ARRAY[{reversed}]::text[], {keep_password}, {moment});",
         {**parts, "keep_password": keep_password or sql.SQL("false"), "moment": sql.SQL(MOMENT)},
     )
+
+
+def lock_one(key: str):
+    """Lock the identity key that a variable holds; NULL is nobody's.
+
+    Args:
+        key: the variable's name.
+    """
+    return compose(LOCK_ONE, {"key": sql.SQL(key), "lock": compose(LOCK, {"keys": sql.SQL(f"ARRAY[{key}]")})})
 
 
 def same_guest(schema: Schema, table: str):

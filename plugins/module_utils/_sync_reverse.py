@@ -15,7 +15,16 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, identity_key, is_usable
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import FUNCTION, LOCK, MOMENT, TRIGGER_FUNCTION, changed, same_guest, settings
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import (
+    FUNCTION,
+    LOCK,
+    MOMENT,
+    TRIGGER_FUNCTION,
+    changed,
+    lock_one,
+    same_guest,
+    settings,
+)
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir, noted, noted_value
 
@@ -25,12 +34,13 @@ TRIGGERED = ("users", "user_role_assignments", "studio_ownership", "new_accounts
 #: Legacy table of people -> the role whose holders have a row there.
 _ROLES = dict(_mapping.PEOPLE)
 
-# Locks the keys given and all that a user's rows are under, and returns them.
+# Locks the keys given, a user's own, which somebody without a legacy row is found by, and all that his rows are under, and returns them.
 _LOCK_USER = """
 DECLARE
     uu_more text[];
 BEGIN
     uu_keys := ARRAY(SELECT DISTINCT k FROM unnest(uu_keys) AS k WHERE k IS NOT NULL
+        UNION SELECT {user_key} COLLATE "default" FROM {users} AS u WHERE u.{users.id} = uu_user AND {user_key} IS NOT NULL
         UNION SELECT i.identity_key FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user);
     uu_more := uu_keys;
     LOOP
@@ -40,6 +50,17 @@ BEGIN
         uu_keys := uu_keys || uu_more;
     END LOOP;
     RETURN uu_keys;
+END
+"""
+
+# Who names a studio's owner decides by all its ownerships: one at a time, and by none that is out of date. An update of the lock
+# row tells those with an older snapshot; the studio's own row is what the legacy side writes. No key of a person begins like this.
+_LOCK_STUDIOS = """
+DECLARE
+    uu_locks text[] := ARRAY(SELECT E'\\x01studio ' || x FROM unnest(uu_studios) AS x);
+BEGIN
+    {lock}
+    PERFORM FROM {studios} AS s WHERE s.{studios.id} = ANY (uu_studios) ORDER BY s.{studios.id} FOR NO KEY UPDATE;
 END
 """
 
@@ -67,6 +88,8 @@ BEGIN
     END IF;
     IF uu_owner IS NOT NULL THEN
         {credentials}
+        PERFORM unified_user_journal.lock_studios(
+            ARRAY(SELECT o.{studio_ownership.studioId} FROM {studio_ownership} AS o WHERE o.{studio_ownership.userId} = uu_user));
         UPDATE {studios} AS s SET {studios.ownerId} = {heir}
         WHERE s.{studios.id} IN (SELECT o.{studio_ownership.studioId} FROM {studio_ownership} AS o WHERE o.{studio_ownership.userId} = uu_user)
         AND s.{studios.ownerId} IS DISTINCT FROM {heir};
@@ -168,27 +191,8 @@ BEGIN
     EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
         PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
     END;
-    IF uu_old IS NOT NULL AND NOT uu_made AND ({settled}) THEN
-        RETURN;
-    END IF;
     {settle}
 END
-"""
-
-# Nothing leans on a user who is one person of his own, whose key is as it was, and who is what his row calls for.
-_SETTLED = """
-EXISTS (
-    SELECT FROM unified_user_journal.identity_map AS i JOIN {users} AS u ON u.{users.id} = i.user_id
-    WHERE i.user_id = uu_user AND i.source_table = {name} AND i.identity_key = {user_key} COLLATE "default" AND {user_key} = {old_key}
-    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                    WHERE n.user_id = i.user_id AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
-    AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                    WHERE n.identity_key = i.identity_key AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
-    AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = i.identity_key)
-    AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)
-    AND EXISTS (
-        WITH member AS (SELECT {side}::smallint AS side, i.source_id, i.identity_key AS key, 1 AS position, 1 AS size, i.user_id)
-        SELECT FROM ({select}) AS w ({columns}) WHERE {same}))
 """
 
 # Bookings tied to him by his key alone would be somebody else's under another key.
@@ -213,9 +217,38 @@ UPDATE {people} AS p SET {updates} FROM {users} AS u, (
 ) AS r WHERE u.{users.id} = uu_user AND p.{people.id} = r.source_id AND ({changed});
 """
 
+# Nothing leans on a user who is one person of his own, whose key is as it was, and who is what his row calls for.
+_ALONE = """
+NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n WHERE n.user_id = i.user_id AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
+AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                WHERE n.identity_key = i.identity_key AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
+AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = i.identity_key)
+AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = i.user_id)
+AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)
+AND NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = i.user_id
+                AND r.{user_role_assignments.role}::text = {other_role} AND r.{user_role_assignments.studioId} IS NULL)
+"""
+
+_WRITE_ALONE = """
+IF uu_table = {name} THEN
+    WITH his AS (
+        SELECT i.source_id FROM unified_user_journal.identity_map AS i
+        WHERE i.user_id = NEW.{users.id} AND i.source_table = {name} AND i.identity_key = uu_key AND {alone}
+    ), written AS (
+        UPDATE {people} AS p SET {updates} FROM his WHERE p.{people.id} = his.source_id AND ({changed}) RETURNING p.*
+    ), there AS (
+        SELECT w.* FROM written AS w UNION ALL SELECT p.* FROM his JOIN {people} AS p ON p.{people.id} = his.source_id WHERE NOT ({changed})
+    ), member AS (SELECT {side}::smallint AS side, his.source_id, uu_key AS key, 1 AS position, 1 AS size, NEW.{users.id} AS user_id FROM his)
+    SELECT {same} INTO uu_settled FROM ({select}) AS w ({columns});
+END IF;
+"""
+
 _USERS_TRIGGER = """
 DECLARE
     uu_keys text[];
+    uu_key text;
+    uu_table text;
+    uu_settled boolean;
 BEGIN
     IF TG_OP = 'DELETE' THEN
         uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}] COLLATE "default", OLD.{users.id});
@@ -227,8 +260,22 @@ BEGIN
         {settle}
         RETURN NULL;
     END IF;
-    -- Under the same key reverse_user locks all there is.
-    IF TG_OP = 'UPDATE' AND {old_key} IS DISTINCT FROM {new_key} THEN
+    IF TG_OP = 'UPDATE' AND {old_key} = {new_key} AND OLD.{users.id} = NEW.{users.id} THEN
+        uu_key := {new_key};
+        SELECT min(i.source_table) INTO uu_table FROM unified_user_journal.identity_map AS i
+        WHERE i.user_id = NEW.{users.id} HAVING count(*) = 1 AND min(i.identity_key) = uu_key;
+        IF uu_table <> 'bookings' THEN
+            {lock}
+            BEGIN
+                {write_alone}
+            EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
+                uu_settled := false;
+            END;
+            IF uu_settled THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+    ELSIF TG_OP = 'UPDATE' THEN
         PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", NEW.{users.id});
     END IF;
     PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END);
@@ -237,6 +284,8 @@ END
 """
 
 _ERASE = """
+PERFORM unified_user_journal.lock_studios(ARRAY(SELECT s.{studios.id} FROM {studios} AS s JOIN unified_user_journal.identity_map AS i
+    ON i.source_table = 'studio_owners' AND i.source_id = s.{studios.ownerId} WHERE i.user_id = OLD.{users.id}));
 UPDATE {studios} AS s SET {studios.ownerId} = {heir} FROM unified_user_journal.identity_map AS i
 WHERE i.user_id = OLD.{users.id} AND i.source_table = 'studio_owners' AND s.{studios.ownerId} = i.source_id;
 DELETE FROM {customers} AS p USING unified_user_journal.identity_map AS i
@@ -252,6 +301,7 @@ BEGIN
     FOR uu_user IN SELECT DISTINCT x FROM unnest(ARRAY[OLD.{studio_ownership.userId}, NEW.{studio_ownership.userId}]) AS x WHERE x IS NOT NULL ORDER BY x LOOP
         PERFORM unified_user_journal.touch_user(uu_user);
     END LOOP;
+    PERFORM unified_user_journal.lock_studios(ARRAY[OLD.{studio_ownership.studioId}, NEW.{studio_ownership.studioId}]);
     UPDATE {studios} AS s SET {studios.ownerId} = {heir}
     WHERE s.{studios.id} IN (OLD.{studio_ownership.studioId}, NEW.{studio_ownership.studioId}) AND s.{studios.ownerId} IS DISTINCT FROM {heir};
     RETURN NULL;
@@ -322,10 +372,17 @@ BEGIN
 END
 """
 
+_THEIRS_ALONE = """
+EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key = uu_key AND i.source_table = uu_table)
+AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key <> uu_key)
+"""
+
 _BOOKINGS_TRIGGER = """
 DECLARE
     uu_user text;
     uu_customer text;
+    uu_key text;
+    uu_table text;
     uu_keys text[];
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -336,6 +393,20 @@ BEGIN
         RETURN NULL;
     END IF;
     uu_user := NEW.{new_bookings.customerId};
+    IF {same} THEN
+        -- Whose rows all are under the booking's own key needs no other lock.
+        uu_key := {new_key};
+        SELECT i.source_table INTO uu_table FROM unified_user_journal.identity_map AS i
+        WHERE i.user_id = uu_user AND i.identity_key = uu_key AND i.source_table <> 'studio_owners' LIMIT 1;
+        IF FOUND THEN
+            {lock}
+            UPDATE {bookings} AS b SET {changes} WHERE b.{bookings.id} = NEW.{new_bookings.id} AND {theirs_alone};
+            IF FOUND AND (uu_table = 'customers' OR ({same_guest}
+                AND unified_user_journal.renew_guest(uu_user, uu_key, NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}))) THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+    END IF;
     uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", uu_user);
     uu_customer := {first_customer};
     IF TG_OP = 'UPDATE' AND OLD.{new_bookings.id} = NEW.{new_bookings.id} THEN
@@ -348,11 +419,6 @@ BEGIN
     END IF;
     IF uu_customer IS NOT NULL AND (TG_OP = 'INSERT' OR {same}) THEN
         RETURN NULL;
-    END IF;
-    IF uu_customer IS NULL AND {same} AND {same_guest} THEN
-        IF unified_user_journal.renew_guest(uu_user, {new_key} COLLATE "default", NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}) THEN
-            RETURN NULL;
-        END IF;
     END IF;
     -- Whose the legacy side would take it for: his by his customers row or his key; else it is pinned.
     DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id IN (OLD.{new_bookings.id}, NEW.{new_bookings.id});
@@ -389,7 +455,10 @@ class Reverse:
     def functions(self) -> list:
         """Return the statements that make the functions, in order."""
         helpers = [
-            ("lock_user", "uu_keys text[], uu_user text", "text[]", compose(_LOCK_USER, {"lock": compose(LOCK, {"keys": sql.SQL("uu_more")})})),
+            ("lock_user", "uu_keys text[], uu_user text", "text[]", self.schema.compose(
+                _LOCK_USER, lock=compose(LOCK, {"keys": sql.SQL("uu_more")}), user_key=self.key("users", "u")
+            )),
+            ("lock_studios", "uu_studios text[]", "void", self.schema.compose(_LOCK_STUDIOS, lock=compose(LOCK, {"keys": sql.SQL("uu_locks")}))),
             ("set_aside", "uu_user text, uu_reason text", "void", self.schema.compose(_SET_ASIDE, key=self.key("users", "u"))),
             ("flow", "uu_user text", "void", self._flow()),
             *[(f"make_{table}", "uu_user text", "boolean", self._make(table)) for table in _mapping.PEOPLE],
@@ -435,12 +504,12 @@ class Reverse:
         ]  # fmt: skip
         return self.schema.compose(_FLOW, credentials=sql.Composed(credentials), heir=heir(self.schema, sql.SQL("true")), **self._firsts())
 
-    def _pairs(self, table: str) -> list[tuple[str, str, object]]:
-        """Return (legacy column, column of users, its value of the user ``u``) of a table of people, all but the id."""
+    def _pairs(self, table: str, user: str = "u") -> list[tuple[str, str, object]]:
+        """Return (legacy column, column of users, its value of that user) of a table of people, all but the id."""
         relation, users = self.schema[table], self.schema["users"]
         names = [(relation.names[name], users.names[name]) for name in ("email", "emailVerified", "password", "createdAt", "updatedAt")]
         names += [(column.sources[table], column.target.name) for column in self.schema.person_columns() if table in column.sources]
-        return [(theirs, ours, self._value(relation.columns[theirs], sql.Identifier("u", ours))) for theirs, ours in names]
+        return [(theirs, ours, self._value(relation.columns[theirs], compose(f"{user}.{{c}}", {"c": sql.Identifier(ours)}))) for theirs, ours in names]
 
     @staticmethod
     def _value(column, value):
@@ -481,23 +550,30 @@ class Reverse:
         base_key = identity_key(compose("(uu_base ->> {email})", {"email": email}), self.policies.email_match)
         return schema.compose(
             _REVERSE_USER, make=sql.Composed(make), email=email, tie=schema.compose(_TIE, base_key=base_key, **parts),
-            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"),
-            settled=sql.SQL(" OR ").join(self._settled(table) for table in _mapping.PEOPLE), **parts,
+            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"), **parts,
         )
 
-    def _settled(self, table: str):
+    def _write_alone(self, table: str):
+        """Write what changed of a user who is one row of this table, and say whether he is what his row calls for then."""
         schema, users = self.schema, self.schema["users"]
-        row = schema.compose("SELECT p.* FROM {people} AS p WHERE p.{people.id} = i.source_id", people=table)
-        columns, select = Projection(ScopedSchema(schema, {table: row}), self.policies, sql.SQL("NULL")).users_alone(table)
-        old_email = compose("(uu_old ->> {email})", {"email": sql.Literal(users.names["email"])})
+        columns, select = Projection(ScopedSchema(schema, {table: sql.SQL("SELECT x.* FROM there AS x")}), self.policies, sql.SQL("NULL")).users_alone(table)
+        pairs = self._pairs(table, "NEW")
+        other_role = next(role for name, role in _ROLES.items() if name != table)
         return schema.compose(
-            _SETTLED, name=sql.Literal(table), side=sql.Literal(SIDES[table]), user_key=self.key("users", "u"), columns=comma(columns), select=select,
-            old_key=identity_key(old_email, self.policies.email_match),
+            _WRITE_ALONE, people=table, name=sql.Literal(table), side=sql.Literal(SIDES[table]), columns=comma(columns), select=select,
+            alone=schema.compose(_ALONE, other_role=sql.Literal(other_role)),
+            changed=sql.SQL(" OR ").join(changed(sql.Identifier(ours)) for unused, ours, value in pairs),
+            updates=comma(
+                compose("{c} = CASE WHEN {changed} THEN {value} ELSE p.{c} END", {
+                    "c": sql.Identifier(theirs), "value": value, "changed": changed(sql.Identifier(ours)),
+                })
+                for theirs, ours, value in pairs
+            ),
             same=all_of(
-                compose("to_jsonb(u.{c}) IS NOT DISTINCT FROM to_jsonb(w.{c}::{type})", {"c": c, "type": sql.SQL(users.columns[c.string].type)})
+                compose("to_jsonb(NEW.{c}) IS NOT DISTINCT FROM to_jsonb(w.{c}::{type})", {"c": c, "type": sql.SQL(users.columns[c.string].type)})
                 for c in columns if users.logical_name(c.string) not in ("id", "isActive", "isSuspended")
             ),
-        )
+        )  # fmt: skip
 
     def _write(self, table: str):
         updates, differing = [], []
@@ -522,6 +598,7 @@ class Reverse:
         if table == "users":
             return schema.compose(
                 _USERS_TRIGGER, noted_old=noted(schema, "OLD"), old_key=self.key("users", "OLD"), new_key=self.key("users", "NEW"),
+                lock=lock_one("uu_key"), write_alone=sql.Composed([self._write_alone(name) for name in _mapping.PEOPLE]),
                 erase=schema.compose(_ERASE, heir=heir(schema, sql.SQL("true"))), settle=_settle("uu_keys"),
             )
         if table == "user_role_assignments":
@@ -558,18 +635,18 @@ class Reverse:
             "(TG_OP = 'UPDATE' AND NEW.{new_bookings.customerId} = OLD.{new_bookings.customerId}"
             " AND NEW.{new_bookings.customerEmail} = OLD.{new_bookings.customerEmail} AND NEW.{new_bookings.id} = OLD.{new_bookings.id})"
         )
-        updates = [
+        changes = [
             compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {"c": theirs, "v": value, "changed": changed(ours)})
             for theirs, value, ours in columns
         ]
-        updates.append(schema.compose(
+        customer = (schema.compose(
             "{bookings.customerId} = CASE WHEN NEW.{new_bookings.customerId} <> OLD.{new_bookings.customerId} OR {new_key} <> {old_key} THEN uu_customer"
             " ELSE b.{bookings.customerId} END", new_key=self.key("new_bookings", "NEW"), old_key=self.key("new_bookings", "OLD"),
         ))  # fmt: skip
         return schema.compose(
             _BOOKINGS_TRIGGER, old_key=self.key("new_bookings", "OLD"), new_key=self.key("new_bookings", "NEW"),
-            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same,
-            same_guest=same_guest(schema, "new_bookings"), updates=comma(updates),
+            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same, lock=lock_one("uu_key"),
+            same_guest=same_guest(schema, "new_bookings"), changes=comma(changes), theirs_alone=sql.SQL(_THEIRS_ALONE), updates=comma([*changes, customer]),
             theirs=comma(theirs for theirs, unused, other in columns), ours=comma(value for unused, value, other in columns),
             settle_old=_settle(self.key("new_bookings", "OLD"), bookings=schema.compose("OLD.{new_bookings.id}")),
             settle_new=_settle("uu_keys", bookings=schema.compose("NEW.{new_bookings.id}")), **self._firsts(),

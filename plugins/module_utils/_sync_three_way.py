@@ -177,6 +177,23 @@ IF uu_studios <> '{}' THEN
 END IF;
 """
 
+# What somebody else has taken meanwhile is seen as taken by a second look, unless the snapshot is an older one.
+_CREDENTIALS = """
+IF uu_rows <> '{}' THEN
+    FOR uu_try IN 1 .. 3 LOOP
+        BEGIN
+            {credentials}
+            EXIT;
+        EXCEPTION WHEN unique_violation THEN
+            IF uu_try = 3 OR current_setting('transaction_isolation') <> 'read committed' THEN
+                RAISE EXCEPTION 'Failed to carry an account or a session: another transaction has just taken its key. Repeat the transaction.'
+                USING ERRCODE = 'serialization_failure';
+            END IF;
+        END;
+    END LOOP;
+END IF;
+"""
+
 # A write on the unified side is carried by its own trigger; only those of a user who goes are decided again.
 _BOOKINGS = """
 IF uu_reversed = '{}' THEN
@@ -225,6 +242,10 @@ uu_gained := ARRAY(
     AND EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = m.user_id));
 """
 
+
+_LOCK_RELEASED = """
+PERFORM unified_user_journal.lock_studios(ARRAY(SELECT s.{studios.id} FROM {studios} AS s WHERE s.{studios.ownerId} = OLD.{studio_owners.id}));
+"""
 
 # A guest stays as long as a booking is pinned to him, unless somebody has his key now.
 _KEEP = """
@@ -359,13 +380,16 @@ class ThreeWay(Forward):
     def _unpin(self):
         return self.schema.compose(_UNPIN, same=self._same_booking())
 
+    def _lock_released(self):
+        return self.schema.compose(_LOCK_RELEASED)
+
     def _heir(self):
         return heir(self.schema, self.schema.compose("h.{studio_ownership.userId} <> coalesce({first}, '')", first=sql.SQL(
             "(SELECT k.user_id FROM unified_user_journal.identity_map AS k WHERE k.source_table = 'studio_owners' AND k.source_id = {id})"
         ).format(id=self.schema.compose("OLD.{studio_owners.id}"))))  # fmt: skip
 
     def _diverged(self):
-        return sql.SQL("EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = uu_user)")
+        return sql.SQL("EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)")
 
     def _users_there(self):
         return self.schema.compose("UNION SELECT u.{users.id} FROM {users} AS u WHERE {key} = ANY (uu_keys) ", key=self.key("users", "u"))
@@ -414,7 +438,7 @@ class ThreeWay(Forward):
             self._roles(),
             self._owned(_OWNERSHIP, primary="isPrimary" in schema["studio_ownership"].names),
             self._with(_FAVOURITES, projection.favourites(), parents=self._parents("_UserFavorites")),
-            sql.SQL("IF uu_rows <> '{}' THEN "), *credentials, sql.SQL(" END IF;"),
+            compose(_CREDENTIALS, {"credentials": sql.Composed(credentials)}),
             *self._lost(),
             self._bookings(),
             self._quarantine(),

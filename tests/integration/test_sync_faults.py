@@ -224,6 +224,14 @@ UNIFIED_RACES = {
         [f"UPDATE customers SET email = '{email}@x.de' WHERE id = '{one}'" for email, one in ("qa", "ab", "ba")],
         [f"UPDATE users SET email = '{email}@x.de' WHERE id = '{one}'" for email, one in ("wb", "ba", "ab")],
     ),
+    "both sides link one account": (
+        ["""INSERT INTO accounts (id, "userId", type, provider, "providerAccountId") VALUES ('x', 'p', 'oauth', 'google', '1')"""],
+        ["""INSERT INTO new_accounts (id, "userId", type, provider, "providerAccountId") VALUES ('y', 'a', 'oauth', 'google', '1')"""],
+    ),
+    "both sides favour one studio": (
+        ["""INSERT INTO "_CustomerFavorites" ("A", "B") VALUES ('a', 's')"""],
+        ["""INSERT INTO "_UserFavorites" ("A", "B") VALUES ('s', 'a')"""],
+    ),
     "both sides give a studio away": (
         ["""UPDATE studios SET "ownerId" = 'p' WHERE id = 's'"""],
         ["""DELETE FROM studio_ownership WHERE "studioId" = 's'"""],
@@ -233,15 +241,70 @@ UNIFIED_RACES = {
 
 @pytest.mark.one_major
 @pytest.mark.parametrize("name", UNIFIED_RACES)
+@pytest.mark.parametrize("turn", [1, -1])
 @ISOLATION
-def test_both_sides_meet_and_agree(subject, sessions, name, isolation):
+def test_both_sides_meet_and_agree(subject, sessions, name, turn, isolation):
     subject.start(people().legacy, Policies(), "both")
-    one, other = UNIFIED_RACES[name]
+    one, other = UNIFIED_RACES[name][::turn]
     refused = race(sessions(), sessions(), one, other, isolation)
     assert [error for error in refused if "function" in error] == []
     witness = Witness(subject)
     witness.leeway.legacy_decided |= {"s"}
     assert witness.look(None) == []
+
+
+GAINS = {
+    "his role": """INSERT INTO user_role_assignments (id, "userId", role) VALUES ('r', 'm', '{role}')""",
+    "a row on the legacy side": """INSERT INTO {people} (id, name, email, "updatedAt") VALUES ('n', 'New', 'M@x.de', now())""",
+}
+BELONGINGS = {
+    "CUSTOMER": ("customers", """INSERT INTO "_UserFavorites" ("A", "B") VALUES ('s', 'm')""", """SELECT count(*) FROM "_CustomerFavorites" WHERE "A" IN ('m', 'n')"""),
+    "STUDIO_OWNER": (
+        "studio_owners",
+        """INSERT INTO new_sessions (id, "sessionToken", "userId", expires) VALUES ('x', 'token', 'm', now())""",
+        "SELECT count(*) FROM sessions WHERE id = 'x'",
+    ),
+}
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("gain", GAINS)
+@pytest.mark.parametrize("role", BELONGINGS)
+@pytest.mark.parametrize("turn", [1, -1])
+@ISOLATION
+def test_what_somebody_is_given_while_he_gains_a_legacy_row_gets_there(subject, sessions, role, gain, turn, isolation):
+    subject.start(people().legacy, Policies(), "both")
+    table, belonging, found = BELONGINGS[role]
+    assert sessions().do("""INSERT INTO users (id, name, email, "updatedAt") VALUES ('m', 'New', 'm@x.de', now())""") is None
+    one, other = [[belonging], [GAINS[gain].format(role=role, people=table)]][::turn]
+    assert race(sessions(), sessions(), one, other, isolation) == []
+    with subject.connection.cursor() as cursor:
+        cursor.execute(found)
+        assert cursor.fetchone()[0] == 1
+
+
+_COMES = """INSERT INTO studio_ownership (id, "userId", "studioId", "acceptedAt", "isPrimary") VALUES ('n', 'p', 's', now(), {})"""
+HEIRS = {
+    "the owner leaves while another comes": ("""DELETE FROM studio_ownership WHERE "studioId" = 's' AND "userId" = 'o'""", _COMES.format("false")),
+    "the owner is erased while another comes": ("""DELETE FROM new_bookings WHERE "customerId" = 'o'; DELETE FROM users WHERE id = 'o'""", _COMES.format("false")),
+    "his legacy row goes while another comes": ("DELETE FROM studio_owners WHERE id = 'o'", _COMES.format("false")),
+    "the owner steps back for another": (
+        """UPDATE studio_ownership SET "isPrimary" = false WHERE "studioId" = 's' AND "userId" = 'o'""", _COMES.format("true")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("name", HEIRS)
+@pytest.mark.parametrize("turn", [1, -1])
+@ISOLATION
+def test_a_studio_of_two_who_meet_has_the_owner_it_should(subject, sessions, name, turn, isolation):
+    subject.start(people().legacy, Policies(), "both")
+    one, other = [[statement] for statement in HEIRS[name][::turn]]
+    assert race(sessions(), sessions(), one, other, isolation) == []
+    with subject.connection.cursor() as cursor:
+        cursor.execute("""SELECT "ownerId" FROM studios WHERE id = 's'""")
+        assert cursor.fetchone()[0] == "p"
 
 
 @pytest.mark.one_major
