@@ -11,7 +11,7 @@ Names of variables start with ``uu_``, so that no column of the application is m
 from __future__ import annotations
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column, Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
@@ -26,6 +26,9 @@ TYPES = {
     "blocked": "source_table text, source_id text, reason text, key text",
     "entry": 'source_table text, source_id text, reason text, "row" jsonb, identity_key text',
 }
+
+# Types, beside texts and enums, whose equality tells every two images apart; it is quicker to set up than a comparison of rows.
+_EXACT = ("boolean", "smallint", "integer", "bigint", "uuid", "bytea", "date", "timestamp without time zone", "timestamp with time zone")
 
 #: Legacy and shared tables whose writes are carried.
 TRIGGERED = (*_mapping.PEOPLE, "accounts", "sessions", "bookings", "_CustomerFavorites", "studios")
@@ -80,6 +83,16 @@ ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 LOCK_ONE = """
 UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 WHERE l.identity_key = {key};
 IF NOT FOUND THEN
+    {lock}
+END IF;
+"""
+
+#: The same for the key of somebody who is looked up by a row ``i`` of the map, in one statement where there is a lock row.
+LOCK_FOUND = """
+UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 FROM {whose} AND l.identity_key = i.identity_key
+RETURNING {found} INTO {into};
+IF NOT FOUND THEN
+    SELECT {found}, i.identity_key INTO {into}, uu_key FROM {whose} LIMIT 1;
     {lock}
 END IF;
 """
@@ -305,10 +318,9 @@ BEGIN
             END IF;
         END IF;
     ELSIF TG_OP = 'UPDATE' AND {same} THEN
-        {find_old}
-        IF uu_user IS NOT NULL THEN
-            {lock}
-        ELSIF NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
+        -- Guests are tied to their bookings by these.
+        {lock_found}
+        IF uu_user IS NULL AND NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
             uu_key := {new_key};
             {lock}
             SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key
@@ -350,11 +362,9 @@ BEGIN
 END
 """
 
-# Guests are tied to their bookings by these.
-_FIND_OLD = """
-SELECT i.user_id, i.identity_key INTO uu_user, uu_key
-FROM {new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_id = n.{new_bookings.customerId}
-WHERE n.{new_bookings.id} = NEW.{bookings.id} AND i.source_table <> 'bookings' LIMIT 1;
+_WHOSE_OLD = """
+{new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_id = n.{new_bookings.customerId}
+WHERE n.{new_bookings.id} = NEW.{bookings.id} AND i.source_table <> 'bookings'
 """
 
 # A cascade that takes the person, too, takes the image of what is his; the person's own trigger does the rest.
@@ -786,7 +796,7 @@ class Forward:
         )
         find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return schema.compose(
-            _BOOKING_TRIGGER, find_new=find_new, find_old=schema.compose(_FIND_OLD), new_key=self.key("bookings", "NEW"),
+            _BOOKING_TRIGGER, find_new=find_new, lock_found=lock_found(schema.compose(_WHOSE_OLD), "i.user_id", "uu_user"), new_key=self.key("bookings", "NEW"),
             lock=lock_one("uu_key"), same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
             insert=schema.compose(
                 "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values})"
@@ -795,16 +805,18 @@ class Forward:
             ),
             update=schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
-                updates=comma(
-                    compose("{left} = CASE WHEN {new} THEN NEW.{right} ELSE n.{left} END", {"left": left, "right": right, "new": changed(right)})
-                    for left, right in pairs
-                ),
+                updates=comma(self._copied(left, right, schema["bookings"].columns[right.string]) for left, right in pairs),
             ),
             slow=sql.Composed([self._unpin(), slow]),
         )
 
+    def _copied(self, left, right, column: Column):
+        """Return the assignment that brings a booking's column up to date."""
+        return compose("{left} = NEW.{right}", {"left": left, "right": right})
+
     def _same_booking(self):
-        columns = [self.schema.column("bookings", name) for name in ("id", "customerId", "customerEmail")]
+        bookings = self.schema["bookings"]
+        columns = [bookings.columns[bookings.names[name]] for name in ("id", "customerId", "customerEmail")]
         return all_of(compose("NOT {changed}", {"changed": changed(column)}) for column in columns)
 
     def _person_trigger(self, table: str):
@@ -855,6 +867,19 @@ def lock_one(key: str):
     return compose(LOCK_ONE, {"key": sql.SQL(key), "lock": compose(LOCK, {"keys": sql.SQL(f"ARRAY[{key}]")})})
 
 
+def lock_found(whose, found: str, into: str):
+    """Look somebody up, and lock his key, which is in ``uu_key`` then unless he had a lock row.
+
+    Args:
+        whose: composed FROM and WHERE clauses, in which ``i`` is a row of the map.
+        found: expression of what to look up.
+        into: the variable it goes to; NULL where nobody is found.
+    """
+    return compose(LOCK_FOUND, {
+        "whose": whose, "found": sql.SQL(found), "into": sql.SQL(into), "lock": compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
+    })  # fmt: skip
+
+
 def same_guest(schema: Schema, table: str):
     """Return the condition that a booking's update from OLD to NEW changes nothing of a guest who is made of it but his time.
 
@@ -862,14 +887,31 @@ def same_guest(schema: Schema, table: str):
         schema: the resolved tables.
         table: ``bookings`` or ``new_bookings``.
     """
-    columns = [schema.column(table, name) for name in ("customerName", "customerPhone", "createdAt")]
+    columns = [schema[table].columns[schema[table].names[name]] for name in ("customerName", "customerPhone", "createdAt")]
     unchanged = [compose("NOT {changed}", {"changed": changed(column)}) for column in columns]
     return all_of([*unchanged, compose("NEW.{c} >= OLD.{c}", {"c": schema.column(table, "updatedAt")})])
 
 
-def changed(column):
-    """Return the condition that a column of NEW is not OLD's, by image: not every type has an equality, and some are lax."""
-    return compose("ROW(NEW.{c})::record OPERATOR(pg_catalog.*<>) ROW(OLD.{c})::record", {"c": column})
+def differ(column: Column, left, right):
+    """Return the condition that two values of a column differ, by image: not every type has an equality, and some are lax.
+
+    Args:
+        column: of whose type both are.
+        left: composed.
+        right: composed.
+    """
+    parts = {"left": left, "right": right}
+    if column.base_type in ("text", "character varying"):
+        # A column's own collation may take different texts for equal.
+        return compose('{left} COLLATE "C" IS DISTINCT FROM {right} COLLATE "C"', parts)
+    if column.category == "E" or column.base_type in _EXACT:
+        return compose("{left} IS DISTINCT FROM {right}", parts)
+    return compose("ROW({left})::record OPERATOR(pg_catalog.*<>) ROW({right})::record", parts)
+
+
+def changed(column: Column):
+    """Return the condition that a column of NEW is not OLD's, by image."""
+    return differ(column, *[compose(row + ".{c}", {"c": sql.Identifier(column.name)}) for row in ("NEW", "OLD")])
 
 
 def mark(direction: str) -> str:

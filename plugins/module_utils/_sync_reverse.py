@@ -21,7 +21,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forwar
     MOMENT,
     TRIGGER_FUNCTION,
     changed,
-    lock_one,
+    differ,
+    lock_found,
     same_guest,
     settings,
 )
@@ -229,6 +230,8 @@ AND NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assi
                 AND r.{user_role_assignments.role}::text = {other_role} AND r.{user_role_assignments.studioId} IS NULL)
 """
 
+_WHOSE_ROW = "unified_user_journal.identity_map AS i WHERE i.user_id = NEW.{users.id} AND i.identity_key = uu_key AND i.source_table <> 'bookings'"
+
 _WRITE_ALONE = """
 IF uu_table = {name} THEN
     WITH his AS (
@@ -262,10 +265,8 @@ BEGIN
     END IF;
     IF TG_OP = 'UPDATE' AND {old_key} = {new_key} AND OLD.{users.id} = NEW.{users.id} THEN
         uu_key := {new_key};
-        SELECT min(i.source_table) INTO uu_table FROM unified_user_journal.identity_map AS i
-        WHERE i.user_id = NEW.{users.id} HAVING count(*) = 1 AND min(i.identity_key) = uu_key;
-        IF uu_table <> 'bookings' THEN
-            {lock}
+        {lock_found}
+        IF uu_table IS NOT NULL THEN
             BEGIN
                 {write_alone}
             EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
@@ -372,6 +373,8 @@ BEGIN
 END
 """
 
+_WHOSE_BOOKING = "unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key = uu_key AND i.source_table <> 'studio_owners'"
+
 _THEIRS_ALONE = """
 EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key = uu_key AND i.source_table = uu_table)
 AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.identity_key <> uu_key)
@@ -396,10 +399,8 @@ BEGIN
     IF {same} THEN
         -- Whose rows all are under the booking's own key needs no other lock.
         uu_key := {new_key};
-        SELECT i.source_table INTO uu_table FROM unified_user_journal.identity_map AS i
-        WHERE i.user_id = uu_user AND i.identity_key = uu_key AND i.source_table <> 'studio_owners' LIMIT 1;
-        IF FOUND THEN
-            {lock}
+        {lock_found}
+        IF uu_table IS NOT NULL THEN
             UPDATE {bookings} AS b SET {changes} WHERE b.{bookings.id} = NEW.{new_bookings.id} AND {theirs_alone};
             IF FOUND AND (uu_table = 'customers' OR ({same_guest}
                 AND unified_user_journal.renew_guest(uu_user, uu_key, NEW.{new_bookings.id}, NEW.{new_bookings.updatedAt}))) THEN
@@ -562,15 +563,17 @@ class Reverse:
         return schema.compose(
             _WRITE_ALONE, people=table, name=sql.Literal(table), side=sql.Literal(SIDES[table]), columns=comma(columns), select=select,
             alone=schema.compose(_ALONE, other_role=sql.Literal(other_role)),
-            changed=sql.SQL(" OR ").join(changed(sql.Identifier(ours)) for unused, ours, value in pairs),
+            changed=sql.SQL(" OR ").join(changed(users.columns[ours]) for unused, ours, value in pairs),
             updates=comma(
                 compose("{c} = CASE WHEN {changed} THEN {value} ELSE p.{c} END", {
-                    "c": sql.Identifier(theirs), "value": value, "changed": changed(sql.Identifier(ours)),
+                    "c": sql.Identifier(theirs), "value": value, "changed": changed(users.columns[ours]),
                 })
                 for theirs, ours, value in pairs
             ),
             same=all_of(
-                compose("to_jsonb(NEW.{c}) IS NOT DISTINCT FROM to_jsonb(w.{c}::{type})", {"c": c, "type": sql.SQL(users.columns[c.string].type)})
+                compose("NOT ({differ})", {"differ": differ(users.columns[c.string], compose("NEW.{c}", {"c": c}), compose(
+                    "w.{c}::{type}", {"c": c, "type": sql.SQL(users.columns[c.string].type)}
+                ))})
                 for c in columns if users.logical_name(c.string) not in ("id", "isActive", "isSuspended")
             ),
         )  # fmt: skip
@@ -598,7 +601,8 @@ class Reverse:
         if table == "users":
             return schema.compose(
                 _USERS_TRIGGER, noted_old=noted(schema, "OLD"), old_key=self.key("users", "OLD"), new_key=self.key("users", "NEW"),
-                lock=lock_one("uu_key"), write_alone=sql.Composed([self._write_alone(name) for name in _mapping.PEOPLE]),
+                lock_found=lock_found(schema.compose(_WHOSE_ROW), "i.source_table", "uu_table"),
+                write_alone=sql.Composed([self._write_alone(name) for name in _mapping.PEOPLE]),
                 erase=schema.compose(_ERASE, heir=heir(schema, sql.SQL("true"))), settle=_settle("uu_keys"),
             )
         if table == "user_role_assignments":
@@ -636,16 +640,19 @@ class Reverse:
             " AND NEW.{new_bookings.customerEmail} = OLD.{new_bookings.customerEmail} AND NEW.{new_bookings.id} = OLD.{new_bookings.id})"
         )
         changes = [
-            compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {"c": theirs, "v": value, "changed": changed(ours)})
+            compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {
+                "c": theirs, "v": value, "changed": changed(schema["new_bookings"].columns[ours.string]),
+            })
             for theirs, value, ours in columns
-        ]
+        ]  # fmt: skip
         customer = (schema.compose(
             "{bookings.customerId} = CASE WHEN NEW.{new_bookings.customerId} <> OLD.{new_bookings.customerId} OR {new_key} <> {old_key} THEN uu_customer"
             " ELSE b.{bookings.customerId} END", new_key=self.key("new_bookings", "NEW"), old_key=self.key("new_bookings", "OLD"),
         ))  # fmt: skip
         return schema.compose(
             _BOOKINGS_TRIGGER, old_key=self.key("new_bookings", "OLD"), new_key=self.key("new_bookings", "NEW"),
-            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same, lock=lock_one("uu_key"),
+            new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same,
+            lock_found=lock_found(sql.SQL(_WHOSE_BOOKING), "i.source_table", "uu_table"),
             same_guest=same_guest(schema, "new_bookings"), changes=comma(changes), theirs_alone=sql.SQL(_THEIRS_ALONE), updates=comma([*changes, customer]),
             theirs=comma(theirs for theirs, unused, other in columns), ours=comma(value for unused, value, other in columns),
             settle_old=_settle(self.key("new_bookings", "OLD"), bookings=schema.compose("OLD.{new_bookings.id}")),

@@ -9,11 +9,11 @@ Users keep their ids, whoever joins or leaves an identity. What the legacy side 
 from __future__ import annotations
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Column, Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, OWNER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import RELATIONS, Forward
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import RELATIONS, Forward, changed
 
 # Which user each identity has: people bring theirs along; where an identity splits, the part with the row whose id the user
 # bears keeps him; where several meet, a person's user is kept before a guest's, then the one who was there.
@@ -540,6 +540,11 @@ class ThreeWay(Forward):
             # '' is how the legacy side spells what is NULL here.
             return "{c} = CASE WHEN {t}.{c} IS NULL AND excluded.{c} = '' THEN NULL ELSE excluded.{c} END"
         return super()._assignment(table, name)
+
+    def _copied(self, left, right, column: Column):
+        # What the legacy side left alone stays as the unified side has it.
+        parts = {"left": left, "right": right, "new": changed(column)}
+        return compose("{left} = CASE WHEN {new} THEN NEW.{right} ELSE n.{left} END", parts)
 
     def _keeps(self, name: str):
         logical = self.schema["users"].logical_name(name)
