@@ -14,10 +14,12 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image, Look
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_belongings import Belongings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_compare import Comparer, Comparison
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_explain import Explained, Explainer
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_people import People
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_reverse import HELD, NOT_CARRIED, Reverse, ReverseDerivation
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_rules import Rule, Rules
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_sessions import (
     SNAPSHOT,
@@ -47,7 +49,7 @@ SELECT to_char((started_at AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:M
 """
 
 _SYNC = """
-SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') AS since, direction <> 'forward' AS both_ways,
+SELECT to_char((since AT TIME ZONE 'UTC')::timestamp(3), 'YYYY-MM-DD HH24:MI:SS.MS') AS since, direction, direction <> 'forward' AS both_ways,
        cardinality(triggers) AS triggers, ARRAY(
            SELECT w.name FROM unnest(triggers) AS w (name) WHERE NOT EXISTS (
                SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
@@ -64,6 +66,12 @@ _NEXT_STEPS = {
     ),
     "settings": "Set these variables as they were in the run; other rows would be called for under others",
 }
+#: What is proven: that the unified side is what the legacy side calls for, or that the legacy side holds all it can of the unified side.
+FORWARD, REVERSE = "forward", "reverse"
+
+_LOOK_REVERSE = (
+    "Compare the rows named on both sides, write to the legacy side what it lacks, or put right what kept a check from running, and verify again"
+)
 _LOOK = (
     "Compare the rows named on both sides, or put right what kept a check from running, and verify again."
     " playbooks/rollback.yml with -e rollback_mode=abort empties the unified tables for a new run"
@@ -124,10 +132,19 @@ class Check:
 
 @dataclass
 class Verification:
-    """Every check, and the totals in the migration guide's terms."""
+    """Every check, and the totals in the migration guide's terms.
+
+    Attributes:
+        checks: in the order they ran.
+        totals: by name.
+        not_representable: in reverse, the rows of which only the unified side holds something, by kind; else None.
+        not_carried: in reverse, credentials that only the legacy side holds, and what is in quarantine, by kind.
+    """
 
     checks: list[Check] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=dict)
+    not_representable: dict[str, int] | None = None
+    not_carried: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -136,7 +153,11 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verification as a module returns it."""
-        return {"passed": self.passed, "checks": [check.as_dict() for check in self.checks], "totals": self.totals}
+        found = {"passed": self.passed, "checks": [check.as_dict() for check in self.checks], "totals": self.totals}
+        if self.not_representable is not None:
+            for name in ("not_representable", "not_carried"):
+                found[name] = dict(sorted(getattr(self, name).items()))
+        return found
 
     def require(self, **details) -> Verification:
         """Return this verification if it passed.
@@ -150,6 +171,7 @@ class Verification:
         if self.passed:
             return self
         failed = [check for check in self.checks if not check.passed]
+        look = _LOOK if self.not_representable is None else _LOOK_REVERSE
         causes = "; ".join(
             f"{check.name}: {check.detail or f'{check.actual} instead of {check.expected}'}"
             + (f" [{', '.join(check.samples[:2])}]" if check.samples else "")
@@ -158,7 +180,7 @@ class Verification:
         raise UnifiedUserError(
             "verify the data",
             f"{len(failed)} of {len(self.checks)} checks failed: {causes}" if self.checks else "no check was run",
-            next((step for name, step in _NEXT_STEPS.items() if any(check.name == name for check in failed)), _LOOK),
+            next((step for name, step in _NEXT_STEPS.items() if any(check.name == name for check in failed)), look),
             **{**self.as_dict(), **details},
         )
 
@@ -192,28 +214,30 @@ class _Verifier:
         run = attempt(self.database, lambda unused: self._current_run(finished))
         if not self._answered(("run",), run) or not run or not self._same_settings(run, mapping):
             return self.result
-        sync = self._sync()
-        derivation = Derivation(self.schema, self.policies, run["started"], self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
+        looks, rules, comparer = self._means(run["started"], self._sync())
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
         with self.sessions.setting("enable_nestloop", "off"):
-            self._check_everything(derivation)
+            self._check_everything(looks, rules, comparer)
         return self.result
+
+    def _means(self, started: str, sync: dict[str, Any]) -> tuple[list[Look], Rules, Comparer]:
+        """Return what to compare, what must not be, and who compares."""
+        derivation = Derivation(self.schema, self.policies, started, self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
+        return [*People(derivation).looks(), *Belongings(derivation).looks()], Rules(derivation), Comparer(self.sample_size)
 
     def _sync(self) -> dict[str, Any]:
         """Return how the sync is; while it is on, every trigger of it must be there, and fire whoever writes."""
         sync = self.database.row(_SYNC, (self.schema.name,))
         if not sync:
-            return {"since": None, "both_ways": False}
+            return {"since": None, "both_ways": False, "direction": None}
         missing = sync["missing"]
         detail = f"not there or not enabled always: {', '.join(missing)}" if missing else ""
         found = sync["triggers"] - len(missing)
         self.result.checks.append(Check("sync", sync["triggers"], found, len(missing), missing[: self.sample_size], detail))
         return sync
 
-    def _check_everything(self, derivation: Derivation) -> None:
+    def _check_everything(self, looks: list[Look], rules: Rules, comparer: Comparer) -> None:
         """Ask everything that needs no other answer, from whichever session is free; then conclude check by check."""
-        comparer, rules = Comparer(self.sample_size), Rules(derivation)
-        looks = [*People(derivation).looks(), *Belongings(derivation).looks()]
         images = list({image.name: image for look in looks for group in look.groups for image, _part in group}.values())
         ruled = rules.all()
         found = self.sessions.ask({
@@ -331,6 +355,46 @@ class _Verifier:
             self.result.totals["changed_since_cutover"] = sum(comparison.changed_since for comparison in compared.values())
 
 
+class _ReverseVerifier(_Verifier):
+    """Runs the checks of one verification in the other direction."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.result.not_representable = {}
+
+    def _means(self, started: str, sync: dict[str, Any]) -> tuple[list[Look], Rules, Comparer]:
+        reverse = Reverse(ReverseDerivation(self.schema, self.policies, started, None, self.mask_pii, sync["since"], True))
+        return reverse.looks(), reverse.rules, Explainer(self.sample_size, reverse.excuses())
+
+    def _sync(self) -> dict[str, Any]:
+        sync = super()._sync()
+        off = not sync["both_ways"]
+        detail = "what the unified side writes is not carried to the legacy side" if off else ""
+        self.result.checks.append(Check("sync_direction", "both or reverse", sync["direction"] or "none", int(off), [], detail))
+        return sync
+
+    def _hold(self, kinds: dict[str, int]) -> None:
+        for kind, rows in kinds.items():
+            held = self.result.not_carried if kind in NOT_CARRIED else self.result.not_representable
+            if rows:
+                held[kind] = held.get(kind, 0) + rows
+
+    def _compared(self, image: Image, found: Explained) -> None:
+        super()._compared(image, found)
+        self._hold(found.held)
+
+    def _totals(self, counted: dict[str, int], comparer: Comparer) -> None:
+        self._hold({kind: counted.pop(kind) for kind in HELD if kind in counted})
+        if "users" in self.comparisons:
+            alone, joined, guests = (comparer.expected["users", part] for part in ("alone", "together", "guests"))
+            counted.update(identities=alone + joined, joined_identities=joined, guests=guests)
+        counted.update({name: comparison.actual for name, comparison in self.comparisons.items()})
+        self.result.totals.update({name: counted[name] for name in _TOTALS if name in counted})
+
+
+_VERIFIERS = {FORWARD: _Verifier, REVERSE: _ReverseVerifier}
+
+
 def verify(database: Database, schema: Schema, policies: Policies, sample_size: int = 5, mask_pii: bool = True) -> Verification:
     """Verify inside the transaction that is open, with its snapshot and its settings. Runs SELECTs and savepoints only.
 
@@ -363,6 +427,7 @@ def verify_database(
     cutover_at: str | None = None,
     connect: Callable[[], Database] | None = None,
     finished: bool = True,
+    direction: str = FORWARD,
 ) -> Verification:
     """Verify a migrated database, or a replica of one, in a read-only transaction with one snapshot.
 
@@ -378,6 +443,8 @@ def verify_database(
         connect: opens another session to the same database as the same role, so that two verify at once, on one snapshot. None, or
             where no other is to be had: one verifies.
         finished: whether the journal's current run must be; else the caller vouches for the one under way.
+        direction: ``forward`` proves that the unified side is what the legacy side calls for, ``reverse`` that the legacy side holds
+            all that it can hold of the unified side, while the sync carries what is written there.
 
     Returns:
         The verification, passed or not.
@@ -386,6 +453,8 @@ def verify_database(
         UnifiedUserError: tables or columns are missing, or the mapping or the time cannot be read.
     """
     names = parse_mapping(mapping)
+    if direction == REVERSE and cutover_at is not None:
+        raise UnifiedUserError("verify the data", "in reverse a cut-over excuses nothing", "Leave cutover_at out, or verify forward")
     with database.transaction(SNAPSHOT):
         for name, value in _SETTINGS.items():
             database.value("SELECT set_config(%s, %s, true)", (name, value))
@@ -393,7 +462,7 @@ def verify_database(
         resolved.require()
         moment = _read_moment(database, cutover_at)
         with sharing_snapshot(database, connect, _SETTINGS) as sessions:
-            verifier = _Verifier(sessions, resolved, policies or Policies(), sample_size, mask_pii, moment)
+            verifier = _VERIFIERS[direction](sessions, resolved, policies or Policies(), sample_size, mask_pii, moment)
             return verifier.run(finished, mapping or {})
 
 

@@ -141,14 +141,18 @@ class Belongings:
         owned = self.derivation.of(
             source, "FROM {.} AS t JOIN {studio_owners} AS p ON p.{studio_owners.id} = t.{.userId}{join}", join=join
         )
+        return self.derivation.filled(source, target, values, *(owned + where for where in self._carried()))
+
+    def _carried(self) -> list:
+        """Return conditions, one for each way in which the credentials of an owner ``p`` are carried."""
         if self.derivation.carries_all():
-            return self.derivation.filled(source, target, values, owned)
+            return [sql.SQL("")]
         # The two ways to be carried are asked for one by one: a negated or alternative EXISTS would be tried row by row.
         verified = self.schema.compose(" WHERE p.{studio_owners.emailVerified} IS NOT NULL")
         alone = self.schema.compose(
             " WHERE p.{studio_owners.emailVerified} IS NULL AND NOT {shared}", shared=self.derivation.shared("studio_owners", "p")
         )
-        return self.derivation.filled(source, target, values, owned + verified, owned + alone)
+        return [verified, alone]
 
     def bookings(self) -> Image:
         """Every booking that names somebody, with his user: by customerId, else by e-mail."""

@@ -77,7 +77,7 @@ class Comparer:
         Raises:
             psycopg2.Error: as the server reports it.
         """
-        return database.value(compose("SELECT count(*) FROM {table}", {"table": image.table}))
+        return database.value(compose("SELECT count(*) FROM {table} AS a0", {"table": image.table}))
 
     def add(self, look: Look, rows: list[dict]) -> None:
         """Add what a look has counted."""

@@ -1,13 +1,13 @@
 #!/usr/bin/python
 # Copyright: (c) 2026, RNLT Labs
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Prove that the unified tables are exactly what the legacy tables call for."""
+"""Prove that the unified tables are exactly what the legacy tables call for, or the other way round."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: unified_user_verify
-short_description: Prove that the unified tables are exactly what the legacy tables call for
+short_description: Prove that the unified tables are exactly what the legacy tables call for, or the other way round
 version_added: 0.1.0
 description:
   - Derives from the legacy tables what every row of the unified tables must be, with SQL that is not the copy's, and compares
@@ -16,6 +16,8 @@ description:
     sessions and accounts that must not have been carried.
   - Everything is read in one snapshot, with SELECTs alone; the right to SELECT is enough, and a replica will do.
   - Two sessions share the work where the server lets a second one in, and one does it otherwise.
+  - In reverse, while the sync carries what the unified side writes, it proves that the legacy side holds all that it can hold of the
+    unified side, row by row and column by column. What the legacy tables have no place for is counted by its kind and is no difference.
   - A check that could not run has failed, and so has a verification of a database that was never migrated.
 author:
   - RNLT Labs (@rnltlabs)
@@ -24,6 +26,16 @@ extends_documentation_fragment:
   - rnltlabs.unified_user.policies
   - rnltlabs.unified_user.attributes.reads_only
 options:
+  direction:
+    description:
+      - V(forward) proves that the unified side is what the legacy side calls for.
+      - V(reverse) proves that everything the unified side says is on the legacy side, or is of a kind that it cannot hold, or in quarantine, and
+        that every legacy row is accounted for. It needs the sync to be V(both) or V(reverse). Of a
+        person's several legacy rows counts what they say together. A role that was revoked leaves its legacy row, and nothing tells
+        that from one that was lost, so it is counted.
+    type: str
+    choices: [forward, reverse]
+    default: forward
   fail_on_difference:
     description:
       - Whether the module fails when a check does. Otherwise it returns what it found.
@@ -54,6 +66,12 @@ EXAMPLES = r"""
     cutover_at: "2026-03-01 02:30:00"
     fail_on_difference: false
   register: __verification
+
+- name: Prove, before going back, that everything written since the switch is on the legacy side
+  rnltlabs.unified_user.unified_user_verify:
+    login_db: massava
+    login_unix_socket: /var/run/postgresql
+    direction: reverse
 """
 
 RETURN = r"""
@@ -96,6 +114,18 @@ totals:
   returned: success and failure
   type: dict
   sample: {users: 198, role_assignments: 200, ownerships: 47, bookings: 312, orphans: 0}
+not_representable:
+  description:
+    - What only the unified side holds, as rows by kind. C(users.phone) and the like are values of a column.
+  returned: success and failure, when O(direction=reverse)
+  type: dict
+  sample: {suspended_users: 1, confirmations_of_bookings: 12, users.phone: 3}
+not_carried:
+  description:
+    - Credentials that only the legacy side holds, since they were not carried, and rows or values that are in quarantine, as rows by kind.
+  returned: success and failure, when O(direction=reverse)
+  type: dict
+  sample: {sessions_not_carried: 1, quarantine: 2}
 duration_ms:
   description: Duration of the whole, in milliseconds.
   returned: success and failure
@@ -116,7 +146,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify impo
 
 def verify(module: UnifiedUserModule) -> dict:
     """Verify and return what the module returns."""
-    names = ("schema", "mapping", "sample_size", "mask_pii", "cutover_at")
+    names = ("schema", "mapping", "sample_size", "mask_pii", "cutover_at", "direction")
     started = time.monotonic()
     database = module.connect()
     try:
@@ -134,7 +164,10 @@ def verify(module: UnifiedUserModule) -> dict:
 def main() -> None:
     """Run the module."""
     module = UnifiedUserModule(
-        argument_spec={**policies_spec(), "fail_on_difference": {"type": "bool", "default": True}, "cutover_at": {"type": "str"}},
+        argument_spec={
+            **policies_spec(), "fail_on_difference": {"type": "bool", "default": True}, "cutover_at": {"type": "str"},
+            "direction": {"type": "str", "choices": ["forward", "reverse"], "default": "forward"},
+        },
         supports_check_mode=True,
     )
     module.run(verify)

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies as ModulePolicies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
 
 from tests.application_writes.histories import Transaction
 from tests.application_writes.session import Application, Statement, Written, key_columns
@@ -170,6 +171,13 @@ class SyncSubject(Subject):
                 return State(self.legacy(), with_comparable_quarantine(self.unified()), pinned)
             finally:
                 cursor.execute("COMMIT")
+
+    def reverse_differences(self) -> list[str]:
+        """What the collection's own verification in reverse finds wrong."""
+        chosen = ModulePolicies.from_parameters(asdict(self.policies))
+        with self.session() as database:
+            found = verify_database(database, self.layout.schema, policies=chosen, mask_pii=False, sample_size=100, direction="reverse")
+        return [f"verification: {check.name} {check.detail} {check.samples}" for check in found.checks if not check.passed]
 
     def forward_differences(self, state: State) -> list[str]:
         """What the unified side of a database with forward sync only has wrong."""

@@ -183,7 +183,7 @@ def test_both_sides_agree_whoever_writes(subject, without_sync, shape_and_naming
                 found.append(f"only with sync: {describe(outcome.error)}")
             if found:
                 return [*found, f"after {transaction!r}, {describe(outcome.error)}", *statements(outcome)]
-        return [f"status: {missing} is missing" for missing in subject.status()["missing"]]
+        return [f"status: {missing} is missing" for missing in subject.status()["missing"]] + subject.reverse_differences()
 
     for example in drawn_examples(examples(side, shape, before=True), batch_seed):
         check(judge, example)
@@ -249,7 +249,8 @@ def test_several_writers_on_either_side_at_once(subject, shape_and_naming, batch
         refused = write_at_once(subject, example.histories)
         state = subject.state()
         revoked = {(user, role) for user in state.unified.tables["users"] for role in ("CUSTOMER", "STUDIO_OWNER")}
-        return refused + disagreements(state, example.case.policies, Leeway(revoked=revoked, any_ownership=True))
+        found = refused + disagreements(state, example.case.policies, Leeway(revoked=revoked, any_ownership=True))
+        return found or subject.reverse_differences()
 
     for example in drawn_examples(scripts("either", shape_and_naming[0]), batch_seed):
         check(several_times(judge), example)
