@@ -16,6 +16,8 @@ description:
     match is an error that says what was found.
   - The release that serves is never edited. A release is edited once. Running the module again with the same edits changes nothing; with
     others, or after an interruption, the release has to be made anew.
+  - In a copy of a release that was edited, the same edits can be taken back, each as exactly. An edit of which the text alone does not tell
+    what was there before is refused by its name.
 author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:
@@ -83,6 +85,13 @@ options:
         description:
           - Where that goes which stands at the target. By default to the place of the source, so that both change places.
         type: str
+  inverse:
+    description:
+      - Whether to take these edits back instead, in a release that they were made in - the moves first, then the rewrites, each in
+        reverse order.
+      - A rewrite to an empty text cannot be, nor can two in one file that become the same text.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -99,6 +108,14 @@ EXAMPLES = r"""
     moves:
       - source: app/[locale]/api/bookings-unified
         target: app/[locale]/api/bookings
+
+- name: Make a release of the legacy model again out of a copy of the one that serves
+  rnltlabs.unified_user.release_edit:
+    release_directory: /srv/massava/releases/20260301-back
+    live: /srv/massava/current
+    rewrites: "{{ app_switchover_import_rewrites }}"
+    moves: "{{ app_switchover_route_moves }}"
+    inverse: true
 """
 
 RETURN = r"""
@@ -132,12 +149,15 @@ def main() -> None:
             "live": {"type": "path"},
             "rewrites": {"type": "list", "elements": "dict", "default": [], "options": rewrite},
             "moves": {"type": "list", "elements": "dict", "default": [], "options": move},
+            "inverse": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     parameters = module.params
     edits = Edits.from_parameters(parameters["rewrites"], parameters["moves"])
     try:
+        if parameters["inverse"]:
+            edits = edits.inverse()
         result = edit(parameters["release_directory"], edits, parameters["live"] or "", module.check_mode)
     except UnifiedUserError as error:
         module.fail_json(msg=str(error), **error.details)

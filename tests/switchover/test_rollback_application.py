@@ -132,8 +132,8 @@ def test_back_and_forward_again(stand):
     words = " ".join(done.stdout.split())
     assert done.returncode == 0 and stand.serving() == ["old", "old"], words
     assert "app1 new -> old" in words and "users_without_legacy_row 1" in words
-    assert "2 of 2 hosts went back to the release before; everything written since the switch is on the legacy side (31 checks)." in words
-    assert "Only the unified side holds 1 confirmations_of_bookings." in words
+    assert "2 of 2 hosts went back to the release before; everything written since the switch is on the legacy side (21 checks)." in words
+    assert all(f"Only the unified side holds 1 {kind}." in words for kind in ("confirmations_of_bookings", "users_without_legacy_row"))
     with stand.session() as database:
         assert Sync(database, SyncOptions()).status()["direction"] == "both"
     status, words = stand.back(*CONFIRMED)
@@ -179,5 +179,5 @@ def test_killed_in_the_middle_and_run_again_and_what_the_legacy_side_lacks_is_fo
     status, words = stand.back(*CONFIRMED)
     assert "app1 new" not in words and "app2 new -> old" in words and "1 of 2 hosts went back to the release before; NOT everything written" in words
     assert status != 0 and "Failed to prove that everything written since the switch is on the legacy side" in words
-    assert "bookings (1 unexpected; 1 different (confirmedAt 1), unexpected lost, different confirmed (confirmedAt))" in words
+    assert "bookings (1 unexpected, unexpected lost)" in words
     assert "The release before serves on every host." in words and stand.serving() == ["old", "old"]

@@ -142,3 +142,78 @@ def test_edited_otherwise_or_interrupted(small, monkeypatch):
     assert json.loads((small / NOTE).read_text())["done"] is False
     with pytest.raises(UnifiedUserError, match="was being edited when that was interrupted"):
         do(small, **other)
+
+
+def undo(directory: Path, **options) -> dict:
+    return edit(str(directory), Edits.from_parameters(options.get("rewrites", []), options.get("moves", [])).inverse())
+
+
+def test_the_guides_edits_are_taken_back(release, tmp_path):
+    before = contents(release)
+    options = {"release_directory": str(release), **GUIDE}
+    run_module("release_edit", options)
+    edited = contents(release)
+    planned = run_module("release_edit", {**options, "inverse": True, "_ansible_check_mode": True, "_ansible_diff": True})
+    assert planned["changed"] and contents(release) == edited and '+import { auth } from "@/auth";' in planned["diff"]["prepared"]
+    done = run_module("release_edit", {**options, "inverse": True})
+    assert done["changed"] and len(done["files"]) == 8 and len(done["moves"]) == 15 and contents(release) == before
+    assert not run_module("release_edit", {**options, "inverse": True})["changed"]
+    refused = run_module("release_edit", options)
+    assert refused["failed"] and "was edited otherwise before" in refused["msg"]
+
+
+# What is done, and taken back again: rewrites by patterns, upon each other, in what is moved afterwards; moves of all kinds.
+INVERTIBLE = {
+    "by patterns": {"rewrites": [{"files": ["**/*.ts"], "before": "one", "after": "1", "places": 3}]},
+    "upon each other": {"rewrites": [
+        {"files": ["**/*.ts"], "before": "one", "after": "1", "places": 3}, {"files": ["a.ts"], "before": "1 two 1", "after": "3"}]},
+    "in what is moved": {
+        "rewrites": [{"files": ["b-new/*.ts"], "before": "new", "after": "newer"}, {"files": ["b/**"], "before": "one", "after": "uno"}],
+        "moves": [{"source": "b-new", "target": "b"}]},
+    "the same text in different files": {"rewrites": [
+        {"files": ["a.ts"], "before": "two", "after": "X"}, {"files": ["b/[id]/c.ts"], "before": "one", "after": "X"}]},
+    "something displaced": {"moves": [{"source": "b-new", "target": "b", "displaced": "old/b"}, {"source": "a.ts", "target": "sub/a.ts"}]},
+    "a chain": {"moves": [{"source": "b-new", "target": "b"}, {"source": "b-new", "target": "c"}, {"source": "b", "target": "b-new"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_what_is_taken_back_is_as_it_was(small, name):
+    (small / "b" / ".hidden.ts").write_text("one\n")
+    before = contents(small)
+    do(small, **INVERTIBLE[name])
+    edited = contents(small)
+    assert edited != before
+    assert undo(small, **INVERTIBLE[name])["changed"] and contents(small) == before
+
+
+@pytest.mark.parametrize(
+    ("rewrites", "cause"),
+    [
+        ([{"files": ["a.ts"], "before": " two", "after": ""}], r'the rewrite of " two" to "" \(a.ts\) cannot be: it leaves nothing to look for'),
+        ([{"files": ["a.ts"], "before": "one", "after": "X", "places": 2}, {"files": ["./a.ts"], "before": "two", "after": "X"}],
+         r'the rewrite of "two" to "X" \(./a.ts\) cannot be: the one of "one", perhaps in the same file, becomes the same'),
+        ([{"files": ["a.ts"], "before": "two", "after": "X"}, {"files": ["b/**"], "before": "one", "after": "X"}],
+         r".*\(b/\*\*\) cannot be: .* becomes the same"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_back_is_named(small, rewrites, cause):
+    do(small, rewrites=rewrites)
+    edited = contents(small)
+    with pytest.raises(UnifiedUserError, match="Failed to take the edits back: " + cause):
+        undo(small, rewrites=rewrites)
+    assert contents(small) == edited
+
+
+def test_what_is_no_longer_as_it_was_edited_is_not_taken_back(small):
+    options = {"rewrites": [{"files": ["a.ts"], "before": "two", "after": "zwei"}], "moves": [{"source": "b-new", "target": "b", "displaced": "old"}]}
+    with pytest.raises(UnifiedUserError, match=r"there is no old to move|is there already|occurs 0 times"):
+        undo(small, **options)
+    do(small, **options)
+    with pytest.raises(UnifiedUserError, match="other edits than these were made in this release"):
+        undo(small, rewrites=options["rewrites"])
+    for text, cause in (("one zwei zwei", '"zwei" occurs 2 times instead of 1'), ("two zwei", r'"two" stands in a.ts in other places, too')):
+        (small / "a.ts").write_text(text)
+        with pytest.raises(UnifiedUserError, match=cause):
+            undo(small, **options)
+    assert (small / "old").is_dir()
