@@ -92,8 +92,8 @@ LOCK_FOUND = """
 UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 FROM {whose} AND l.identity_key = i.identity_key
 RETURNING {found} INTO {into};
 IF NOT FOUND THEN
-    SELECT {found}, i.identity_key INTO {into}, uu_key FROM {whose} LIMIT 1;
     {lock}
+    SELECT {found} INTO {into} FROM {whose} LIMIT 1;
 END IF;
 """
 
@@ -297,36 +297,30 @@ _REFERRING = (
     ("_CustomerFavorites", "A", "customers"),
 )
 
+# Guests are tied to their bookings by these.
 _BOOKING_TRIGGER = """
 DECLARE
     uu_user text;
     uu_key text;
-    uu_again text;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        {find_new}
-        IF uu_user IS NOT NULL THEN
-            {lock}
-            uu_again := uu_user;
-            {find_new}
-            IF uu_user = uu_again THEN
-                {insert}
-                -- The trigger of another row of this statement may have carried it.
-                IF FOUND THEN
-                    RETURN NULL;
-                END IF;
-            END IF;
-        END IF;
-    ELSIF TG_OP = 'UPDATE' AND {same} THEN
-        -- Guests are tied to their bookings by these.
-        {lock_found}
-        IF uu_user IS NULL AND NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
+    IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND {same}) THEN
+        IF NEW.{bookings.customerId} IS NOT NULL THEN
+            {lock_customer}
+        ELSE
             uu_key := {new_key};
-            {lock}
-            SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key
-            AND unified_user_journal.renew_guest(i.user_id, uu_key, NEW.{bookings.id}, NEW.{bookings.updatedAt});
+            {lock_person}
         END IF;
-        {update}
+        IF TG_OP = 'INSERT' THEN
+            {insert}
+        ELSE
+            IF uu_user IS NULL AND NEW.{bookings.customerId} IS NULL AND {same_guest} THEN
+                {lock}
+                SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.source_id = uu_key
+                AND unified_user_journal.renew_guest(i.user_id, uu_key, NEW.{bookings.id}, NEW.{bookings.updatedAt});
+            END IF;
+            {update}
+        END IF;
+        -- What is there already was carried by the trigger of another row of this statement.
         IF FOUND THEN
             RETURN NULL;
         END IF;
@@ -336,15 +330,16 @@ BEGIN
 END
 """
 
-_FIND_NEW = """
-IF NEW.{bookings.customerId} IS NOT NULL THEN
-    SELECT i.user_id, i.identity_key INTO uu_user, uu_key FROM unified_user_journal.identity_map AS i
-    WHERE i.source_table = 'customers' AND i.source_id = NEW.{bookings.customerId};
-ELSE
-    uu_key := {new_key};
-    SELECT i.user_id INTO uu_user FROM unified_user_journal.identity_map AS i
-    WHERE i.identity_key = uu_key AND i.source_table <> 'bookings' LIMIT 1;
-END IF;
+_WHOSE_CUSTOMER = "unified_user_journal.identity_map AS i WHERE i.source_table = 'customers' AND i.source_id = NEW.{bookings.customerId}"
+
+_WHOSE_KEY = "unified_user_journal.identity_map AS i WHERE i.identity_key = uu_key AND i.source_table <> 'bookings'"
+
+# Whose it is may have changed until his key was locked.
+_INSERT_BOOKING = """
+INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) SELECT uu_user, {values}
+WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND CASE WHEN NEW.{bookings.customerId} IS NULL
+              THEN i.identity_key = uu_key AND i.source_table <> 'bookings' ELSE i.source_table = 'customers' AND i.source_id = NEW.{bookings.customerId} END)
+ON CONFLICT ({new_bookings.id}) DO NOTHING;
 """
 
 # A guest is made of his bookings. One in which nothing but its time concerns him renews him; whether he is one, and as the
@@ -360,11 +355,6 @@ BEGIN
     AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key);
     RETURN FOUND;
 END
-"""
-
-_WHOSE_OLD = """
-{new_bookings} AS n JOIN unified_user_journal.identity_map AS i ON i.user_id = n.{new_bookings.customerId}
-WHERE n.{new_bookings.id} = NEW.{bookings.id} AND i.source_table <> 'bookings'
 """
 
 # A cascade that takes the person, too, takes the image of what is his; the person's own trigger does the rest.
@@ -794,14 +784,13 @@ class Forward:
             ),
             bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
-        find_new = schema.compose(_FIND_NEW, new_key=self.key("bookings", "NEW"))
         return schema.compose(
-            _BOOKING_TRIGGER, find_new=find_new, lock_found=lock_found(schema.compose(_WHOSE_OLD), "i.user_id", "uu_user"), new_key=self.key("bookings", "NEW"),
-            lock=lock_one("uu_key"), same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
+            _BOOKING_TRIGGER, new_key=self.key("bookings", "NEW"), lock_customer=lock_found(schema.compose(_WHOSE_CUSTOMER), "i.user_id", "uu_user"),
+            lock_person=lock_found(sql.SQL(_WHOSE_KEY), "i.user_id", "uu_user"), lock=lock_one("uu_key"),
+            same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
             insert=schema.compose(
-                "INSERT INTO {new_bookings} ({new_bookings.customerId}, {columns}) VALUES (uu_user, {values})"
-                " ON CONFLICT ({new_bookings.id}) DO NOTHING;",
-                columns=comma(left for left, unused in pairs), values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
+                _INSERT_BOOKING, columns=comma(left for left, unused in pairs),
+                values=comma(compose("NEW.{c}", {"c": right}) for unused, right in pairs),
             ),
             update=schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
@@ -868,16 +857,15 @@ def lock_one(key: str):
 
 
 def lock_found(whose, found: str, into: str):
-    """Look somebody up, and lock his key, which is in ``uu_key`` then unless he had a lock row.
+    """Look somebody up, and lock his key.
 
     Args:
         whose: composed FROM and WHERE clauses, in which ``i`` is a row of the map.
         found: expression of what to look up.
         into: the variable it goes to; NULL where nobody is found.
     """
-    return compose(LOCK_FOUND, {
-        "whose": whose, "found": sql.SQL(found), "into": sql.SQL(into), "lock": compose(LOCK, {"keys": sql.SQL("ARRAY[uu_key]")}),
-    })  # fmt: skip
+    keys = compose("ARRAY(SELECT i.identity_key FROM {whose})", {"whose": whose})
+    return compose(LOCK_FOUND, {"whose": whose, "found": sql.SQL(found), "into": sql.SQL(into), "lock": compose(LOCK, {"keys": keys})})
 
 
 def same_guest(schema: Schema, table: str):

@@ -276,9 +276,10 @@ IF uu_native <> '{}' THEN
 END IF;
 """
 
-_GONE_DIVERGENCE = """
+_FORGET_GONE = """
 IF uu_gone <> '{}' THEN
     DELETE FROM unified_user_journal.divergence AS d WHERE d.user_id = ANY (uu_gone);
+    DELETE FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = ANY (uu_gone);
 END IF;
 """
 
@@ -445,7 +446,7 @@ class ThreeWay(Forward):
             self._audit(),
             self._map(),
             sql.SQL(_NATIVE),
-            sql.SQL(_GONE_DIVERGENCE),
+            sql.SQL(_FORGET_GONE),
             self._gone(),
             sql.SQL(_GAINED),
             sql.SQL(_RETRY),

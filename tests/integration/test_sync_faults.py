@@ -258,7 +258,11 @@ GAINS = {
     "a row on the legacy side": """INSERT INTO {people} (id, name, email, "updatedAt") VALUES ('n', 'New', 'M@x.de', now())""",
 }
 BELONGINGS = {
-    "CUSTOMER": ("customers", """INSERT INTO "_UserFavorites" ("A", "B") VALUES ('s', 'm')""", """SELECT count(*) FROM "_CustomerFavorites" WHERE "A" IN ('m', 'n')"""),
+    "CUSTOMER": (
+        "customers",
+        """INSERT INTO "_UserFavorites" ("A", "B") VALUES ('s', 'm')""",
+        """SELECT count(*) FROM "_CustomerFavorites" WHERE "A" IN ('m', 'n')""",
+    ),
     "STUDIO_OWNER": (
         "studio_owners",
         """INSERT INTO new_sessions (id, "sessionToken", "userId", expires) VALUES ('x', 'token', 'm', now())""",
@@ -286,7 +290,9 @@ def test_what_somebody_is_given_while_he_gains_a_legacy_row_gets_there(subject, 
 _COMES = """INSERT INTO studio_ownership (id, "userId", "studioId", "acceptedAt", "isPrimary") VALUES ('n', 'p', 's', now(), {})"""
 HEIRS = {
     "the owner leaves while another comes": ("""DELETE FROM studio_ownership WHERE "studioId" = 's' AND "userId" = 'o'""", _COMES.format("false")),
-    "the owner is erased while another comes": ("""DELETE FROM new_bookings WHERE "customerId" = 'o'; DELETE FROM users WHERE id = 'o'""", _COMES.format("false")),
+    "the owner is erased while another comes": (
+        """DELETE FROM new_bookings WHERE "customerId" = 'o'; DELETE FROM users WHERE id = 'o'""", _COMES.format("false")
+    ),
     "his legacy row goes while another comes": ("DELETE FROM studio_owners WHERE id = 'o'", _COMES.format("false")),
     "the owner steps back for another": (
         """UPDATE studio_ownership SET "isPrimary" = false WHERE "studioId" = 's' AND "userId" = 'o'""", _COMES.format("true")
@@ -737,6 +743,25 @@ def test_a_guest_becomes_a_customer_with_his_first_unified_write(subject):
     # Somebody else has the first of a guest's ids by now, and keeps it.
     assert state.unified.identity_map["bookings", "guest@x.de"] != guest == state.unified.tables["new_bookings"]["3"]["customerId"]
     assert judge(subject, "both") == []
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("table", ["bookings", "new_bookings"])
+def test_a_guest_who_goes_leaves_no_entry_in_quarantine(subject, sessions, table):
+    subject.start(people().legacy, Policies(), "both")
+    session, entries = sessions(), "SELECT count(*) FROM unified_user_journal.quarantine"
+
+    def value(query: str) -> int:
+        with subject.connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchone()[0]
+
+    # Somebody else has this address on the legacy side.
+    assert session.do("UPDATE users SET email = 'B@X.de' WHERE email = 'guest@x.de'") is None
+    assert value(entries) == 1
+    assert session.do(f"DELETE FROM {table} WHERE id = '3'") is None
+    assert value("SELECT count(*) FROM users WHERE email = 'B@X.de'") == 0
+    assert value(entries) == 0
 
 
 @pytest.mark.one_major
