@@ -29,9 +29,6 @@ NOT_CARRIED = ("accounts_not_carried", "sessions_not_carried", "passwords_not_ca
 #: What only the unified side can hold and no image has.
 HELD = ("pinned_bookings", "scoped_roles", "magic_link_tokens", "audit_logs")
 
-#: The roles that call for a legacy row.
-_ROLES = {"owner": sql.Literal(OWNER_ROLE), "customer": sql.Literal(CUSTOMER_ROLE)}
-
 #: Columns of new_bookings that the legacy side has no place for, and what they are called together.
 _CONFIRMATIONS = ("confirmedBy", "confirmedAt", "cancelledBy", "cancelledAt")
 _CONFIRMED = "confirmations_of_bookings"
@@ -55,6 +52,11 @@ _PASSWORD = """
  WHERE NOT {blank} AND ({all} OR p.verified IS NOT NULL OR p.made OR p.parties <= 1)
  ORDER BY p.side, p.verified IS NULL, p.created, p.id COLLATE "C" LIMIT 1)
 """
+
+
+def _roles() -> dict[str, object]:
+    """Return the roles that call for a legacy row; the driver may be missing where this file is only loaded."""
+    return {"owner": sql.Literal(OWNER_ROLE), "customer": sql.Literal(CUSTOMER_ROLE)}
 
 
 class ReverseDerivation(Derivation):
@@ -184,7 +186,7 @@ class _People(People):
             "(NOT EXISTS (SELECT FROM {map} AS i WHERE i.user_id = {user}) AND NOT EXISTS (SELECT FROM {user_role_assignments} AS r"
             " WHERE r.{user_role_assignments.userId} = {user} AND r.{user_role_assignments.studioId} IS NULL"
             " AND r.{user_role_assignments.role}::text IN ({owner}, {customer})))",
-            user=user, **_ROLES,
+            user=user, **_roles(),
         )
         return {
             "identity_map": Excuses(unexpected=[(None, guest)], missing=[(QUARANTINE, in_quarantine)]),
@@ -400,7 +402,7 @@ class _Belongings(Belongings):
 
     def _of_roles(self) -> Excuses:
         table = "user_role_assignments"
-        other = self.derivation.of(table, "a0.{.role}::text NOT IN ({owner}, {customer})", **_ROLES)
+        other = self.derivation.of(table, "a0.{.role}::text NOT IN ({owner}, {customer})", **_roles())
         return Excuses(
             columns=self._details(table, ("userId", "role", "studioId"), {"expiresAt": "expiring_roles"}, "grants_of_roles"),
             unexpected=[("roles_without_legacy_row", other), (QUARANTINE, self.derivation.kept("users", self.derivation.there(table, "userId")))],
