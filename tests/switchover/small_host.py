@@ -148,9 +148,10 @@ def serving_hosts(folder: Path, names: tuple[str, ...], roots: dict[str, Path] |
             small_release(host.root / "releases" / "old")
             (host.root / "current").symlink_to("releases/old")
             (host.root / "shared").mkdir()
-        described = folder / "old.ecosystem.json"
-        described.write_text(json.dumps({"apps": [host.application() for host in serving]}))
-        subprocess.run([*PM2, "start", str(described)], env={**os.environ, "PM2_HOME": str(folder / "pm2")}, capture_output=True, check=True)
+        if serving:
+            described = folder / "old.ecosystem.json"
+            described.write_text(json.dumps({"apps": [host.application() for host in serving]}))
+            subprocess.run([*PM2, "start", str(described)], env={**os.environ, "PM2_HOME": str(folder / "pm2")}, capture_output=True, check=True)
         deadline = time.monotonic() + 30
         for host in serving:
             while not host.listens():
