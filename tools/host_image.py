@@ -8,6 +8,7 @@ release that is, and podman imports it. The image is kept between runs and made 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent / ".cache"
 CONTAINERS_CONF = HERE / "host_image.containers.conf"
 CONFIGURE = HERE / "host_image_configure.sh"
 REPOSITORY = "unified-user-test-host"
@@ -216,10 +218,14 @@ def ensure() -> str:
     require_privileges()
     install_machine_packages()
     image = f"{REPOSITORY}:{recipe_key(of_release, CONFIGURE.read_bytes())}"
-    if run("podman", "image", "exists", image, check=False).returncode != 0:
-        check_free_space()
-        build(image, of_release)
-        remove_superseded(image)
+    CACHE.mkdir(exist_ok=True)
+    # Two stages that need it may begin at once.
+    with open(CACHE / "host-image.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if run("podman", "image", "exists", image, check=False).returncode != 0:
+            check_free_space()
+            build(image, of_release)
+            remove_superseded(image)
     return image
 
 

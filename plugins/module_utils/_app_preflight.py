@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -24,6 +25,8 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings im
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
 _SETTING = re.compile(r"^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$")
 _ANSWER_SECONDS = 10
+#: A file for each account whose units go on without a session (systemd-logind).
+_LINGERING = "/var/lib/systemd/linger"
 #: Where a mail service listens whose address names no port (RFC 6409, RFC 8314).
 _MAIL_PORTS = {"smtp": 587, "smtps": 465, "http": 80, "https": 443}
 
@@ -37,6 +40,8 @@ class Wanted:
         programs: name -> ``command`` (a list that prints the version) and ``minimum``.
         free_bytes: free disk that a new release needs, in bytes.
         port, candidate_port: where the application serves, and where a new release is tried.
+        other_ports: where its further instances do, under systemd.
+        systemd_scope: whose units they are, ``system`` or ``user``; empty where systemd does not run it.
         health_path: what answers with 200 while it is healthy.
         release: name or commit of the release that must serve now; empty for any.
         next_release: the one that is switched to.
@@ -54,6 +59,8 @@ class Wanted:
     free_bytes: int = 0
     port: int = 3000
     candidate_port: int = 3999
+    other_ports: list[int] = field(default_factory=list)
+    systemd_scope: str = ""
     health_path: str = "/"
     release: str = ""
     next_release: str = ""
@@ -80,7 +87,7 @@ class AppPreflight:
     def look(self) -> dict[str, Any]:
         """Return what was found, blockers first, as a module returns it."""
         probes: tuple[Callable[[], Iterable[Finding]], ...] = (
-            self._programs, self._disk, self._release, self._ports, self._environment, self._mail, self._clocks,
+            self._programs, self._account, self._disk, self._release, self._ports, self._environment, self._mail, self._clocks,
         )  # fmt: skip
         findings = [self._judged(finding) for probe in probes for finding in probe()]
         findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -106,6 +113,21 @@ class AppPreflight:
             self.seen["versions"][name] = version
             if _parts(version) < _parts(minimum):
                 yield Finding("%s_too_old" % name, BLOCKER, 1, "%s is %s, and %s or later is needed" % (name, version, minimum), hint)
+
+    def _account(self) -> Iterable[Finding]:
+        if not self.wanted.systemd_scope:
+            return
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        if os.geteuid() == 0:
+            yield Finding(
+                "runs_as_root", BLOCKER, 1, "the application runs as the account that Ansible uses there, and that is root",
+                "Use another account (ansible_user), which root's rights are added to by become",
+            )  # fmt: skip
+        if self.wanted.systemd_scope == "user" and not os.path.exists(os.path.join(_LINGERING, name)):
+            yield Finding(
+                "not_lingering", BLOCKER, 1, "units of %s end with its last session, and are not started with the host" % name,
+                "Run `loginctl enable-linger %s` there as root, or set app_switchover_systemd_scope to system" % name,
+            )  # fmt: skip
 
     def _disk(self) -> Iterable[Finding]:
         place = os.path.abspath(self.wanted.root)
@@ -140,21 +162,39 @@ class AppPreflight:
 
     def _ports(self) -> Iterable[Finding]:
         port = self.wanted.candidate_port
-        if not _is_free(port):
+        if port in (self.wanted.port, *self.wanted.other_ports):
+            yield Finding(
+                "candidate_port_taken", BLOCKER, 1, "Port %d is to be the candidate's, and the application serves on it" % port,
+                "Set app_switchover_candidate_port to a port that no instance has",
+            )  # fmt: skip
+        elif not _is_free(port) and self._is_left_over(port):
+            yield Finding(
+                "candidate_left_over", WARNING, 1, "the candidate of a switch that was cut off still runs on port %d; the next switch ends it" % port,
+                "Run the same switch again",
+            )  # fmt: skip
+        elif not _is_free(port):
             yield Finding(
                 "candidate_port_taken", BLOCKER, 1, "Port %d is taken; the candidate needs it" % port,
                 "End what listens there (ss -ltnp 'sport = :%d'), or set app_switchover_candidate_port" % port,
             )  # fmt: skip
-        yield from self._serving_port()
+        for serving_port in (self.wanted.port, *self.wanted.other_ports):
+            yield from self._serving_port(serving_port)
 
-    def _serving_port(self) -> Iterable[Finding]:
-        port, serving = self.wanted.port, self.seen["release"]
+    def _is_left_over(self, port: int) -> bool:
+        """Return whether what listens there is the release that a switch, whose lock is still there, was trying."""
+        if not self.wanted.next_release or not os.path.islink(os.path.join(self.wanted.root, ".switchover")):
+            return False
+        status, release = _health("http://127.0.0.1:%d%s" % (port, self.wanted.health_path))
+        return status != 0 and release in ("", self.wanted.next_release)
+
+    def _serving_port(self, port: int) -> Iterable[Finding]:
+        serving = self.seen["release"]
         look = "ss -ltnp 'sport = :%d'" % port
         if _is_free(port):
             if serving:
                 yield Finding(
                     "application_down", WARNING, 1, "nothing listens on port %d, where release %s should serve; the way back leads to it" % (port, serving),
-                    "Look at pm2 logs, and start it first if it should be gone back to",
+                    "Look at its log (pm2 logs, or journalctl), and start it first if it should be gone back to",
                 )  # fmt: skip
             return
         url = "http://127.0.0.1:%d%s" % (port, self.wanted.health_path)

@@ -43,6 +43,18 @@ options:
       - Port that a new release is tried on. It must be free.
     type: int
     required: true
+  other_ports:
+    description:
+      - Ports that its further instances serve on, where systemd runs them.
+    type: list
+    elements: int
+    default: []
+  systemd_scope:
+    description:
+      - Whose units they are, those of the V(system) or those of a V(user). Empty where something else runs the application.
+    type: str
+    choices: ["", system, user]
+    default: ""
   health_path:
     description:
       - What answers with 200 while the application is healthy, with the base path.
@@ -206,6 +218,8 @@ def main() -> None:
             "free_bytes": {"type": "int", "default": 0},
             "port": {"type": "int", "required": True},
             "candidate_port": {"type": "int", "required": True},
+            "other_ports": {"type": "list", "elements": "int", "default": []},
+            "systemd_scope": {"type": "str", "choices": ["", "system", "user"], "default": ""},
             "health_path": {"type": "str", "default": "/"},
             "release": {"type": "str", "default": ""},
             "next_release": {"type": "str", "default": ""},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import shutil
 import socket
 import socketserver
@@ -153,6 +154,29 @@ def test_ports(look, root):
     (root / "current").unlink()
     blocker(look(), "serving_port_foreign", "no release serves here yet")
     assert look(port=application.free_port()) == {}
+
+
+def test_a_candidate_of_a_switch_that_was_cut_off(look, root):
+    with answering(503, {"release": "next"}) as port:
+        blocker(look(candidate_port=port, next_release="next"), "candidate_port_taken", f"Port {port} is taken")
+        (root / ".switchover").symlink_to("switch:controller:1")
+        found = look(candidate_port=port, next_release="next")
+        assert set(found) == {"candidate_left_over"} and found["candidate_left_over"]["severity"] == "warning"
+    with answering(200, {"release": "next"}) as port:
+        blocker(look(candidate_port=port, next_release="other"), "candidate_port_taken")
+
+
+def test_under_systemd(look):
+    """Each instance's port is looked at, and the account: these tests run as root, or as one that does not linger."""
+    with answering(200, {"release": "other"}) as port:
+        found = look(other_ports=[port], systemd_scope="system")
+        assert "is to be the candidate's" in look(other_ports=[port], candidate_port=port)["candidate_port_taken"]["detail"]
+    assert found.pop("release_not_reloaded")["detail"].endswith("the processes run other")
+    assert set(found) == ({"runs_as_root"} if os.geteuid() == 0 else set())
+    found = look(systemd_scope="user")
+    assert found["not_lingering"]["severity"] == "blocker" and "loginctl enable-linger" in found["not_lingering"]["hint"]
+    old = {"command": ["sh", "-c", "echo 'systemd 215 (215-17+deb8u13)' | head -n 1"], "minimum": "240"}
+    blocker(look(programs={"systemd": old}), "systemd_too_old", "systemd is 215, and 240 or later is needed", "app_preflight_minimum_systemd")
 
 
 def _with(look, status: int, content: dict) -> dict[str, dict]:

@@ -38,14 +38,15 @@ FAULTS = {
     "port": ({}, "is taken; the candidate needs it"),
     "crash": ({"app_switchover_watch_seconds": 7}, "See that it goes on answering"),
     "disk": ({"app_switchover_commands": [["dd", "if=/dev/zero", "of=chunk", "bs=1M", "count=8"]]}, "No space left on device"),
-    "lock": ({}, "another switchover is under way there, or was killed"),
+    "lock": ({}, "another switchover is under way there, or was killed. Wait for it"),
+    "alive": ({}, f"another switchover is under way there, or was killed. It is process {os.getpid()} on {os.uname().nodename}. Wait for it"),
     "dangling": ({}, "leads to gone, which is not there"),
     "nolink": ({}, "current is not a link"),
     "none": ({}, "no release serves there, so there would be none to go back to"),
     "badname": ({"app_switchover_release": "../old"}, "../old cannot be a release's name"),
 }  # fmt: skip
 #: Refused before anything is touched: not even a directory is made.
-REFUSED = {"lock", "dangling", "nolink", "none", "badname"}
+REFUSED = {"lock", "alive", "dangling", "nolink", "none", "badname"}
 
 
 def _wrong_lock(folder: Path) -> Path:
@@ -79,6 +80,7 @@ def outcome(tmp_path_factory):
         taken.bind(("127.0.0.1", hosts["port"].candidate_port))
         taken.listen()
         (hosts["lock"].root / ".switchover").symlink_to("switch")
+        (hosts["alive"].root / ".switchover").symlink_to(f"switch:{os.uname().nodename}:{os.getpid()}")
         for name in ("dangling", "nolink"):
             (hosts[name].root / "current").unlink()
         (hosts["dangling"].root / "current").symlink_to("releases/gone")
