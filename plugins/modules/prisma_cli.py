@@ -79,7 +79,7 @@ seealso:
 EXAMPLES = r"""
 - name: Deploy with the release's own CLI
   rnltlabs.unified_user.prisma_cli:
-    release_directory: /srv/massava
+    release_directory: /srv/massava/current
     login_host: db1.example.com
     login_db: massava
     login_user: massava

@@ -82,6 +82,13 @@ def test_every_variable_that_the_path_requires_is_there(environment):
     assert required - set(all_variables(environment)) == set()
 
 
+def test_the_schema_comes_from_the_release_that_serves(environment):
+    """A switch makes releases beside it, and what is there is there before any switch."""
+    there = all_variables(environment)
+    assert there["schema_deploy_release_directory"] == there["app_switchover_root"] + "/current"
+    assert there["schema_deploy_generate"] is False, "a release that serves is not written to"
+
+
 def test_every_variable_is_explained(environment):
     for file in sorted((ROOT / "inventories" / environment).rglob("*.yml")):
         if file.name == "hosts.yml":
