@@ -199,7 +199,7 @@ class Clients:
 
     def _act(self, host: SystemdHost, path: str) -> None:
         for count in itertools.count():
-            if self._stop.wait(0.02):
+            if self._stop.wait(0.05):
                 return
             try:
                 answer = self._through_a_proxy(host, path, count)

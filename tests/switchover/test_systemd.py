@@ -24,6 +24,16 @@ LOOK_AND_SWITCH = """
       ansible.builtin.import_role:
         name: rnltlabs.unified_user.app_switchover
 """
+#: Notes which release an instance runs at that moment.
+TOLD = """
+- name: Ask the instance
+  ansible.builtin.uri:
+    url: "http://127.0.0.1:{{ app_switchover_instance_port }}/"
+  register: told
+
+- name: Note what it said
+  ansible.builtin.shell: echo {{ __app_switchover_hook }} {{ app_switchover_instance_port }} {{ told.json.release }} >> /tmp/told
+"""
 #: It runs on the spare port and dies where it should serve.
 DYING_WHERE_IT_SERVES = "if (Number(process.argv[process.argv.indexOf('-p') + 1]) % 1000 < 900) process.exit(1);" + SERVER
 CRASHING = SERVER + "\nsetTimeout(() => process.exit(1), 2500);\n"
@@ -58,12 +68,19 @@ def test_what_it_runs_as_and_what_it_may(hosts):
         assert _only_its_instances_are_there(host)
 
 
-def test_switched_without_a_failed_request(hosts):
+def test_switched_without_a_failed_request(hosts, tmp_path):
+    """And the operator's tasks are told of each instance, before it is drained and when it serves again."""
+    told = tmp_path / "told.yml"
+    told.write_text(TOLD)
+    each = {"system": {"app_switchover_hooks": {"before_instance": [str(told)], "after_instance": [str(told)]}}}
     with Clients(hosts) as clients:
-        status, words = run_on(hosts, app_switchover_environment={"ODD": ODD}, **hosts[0].release("two"))
+        status, words = run_on(hosts, each=each, **hosts[0].release("two"))
         assert status == 0 and [host.serving() for host in hosts] == [["two", "two"]] * 2, words
     assert not clients.failed and clients.finished > 4
     assert set(clients.answered) == {(host.name, release) for host in hosts for release in ("one", "two")}
+    system = hosts[0]
+    expected = [f"{moment} {port} {release}" for port in system.ports for moment, release in (("before_instance", "one"), ("after_instance", "two"))]
+    assert system.machine.run("cat", "/tmp/told").splitlines() == expected
     assert all(host.linked("previous") == "one" and _only_its_instances_are_there(host) for host in hosts)
 
 
