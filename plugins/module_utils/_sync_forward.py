@@ -771,6 +771,7 @@ class Forward:
 
     def _booking_trigger(self):
         schema = self.schema
+        bookings = schema["bookings"]
         pairs = [(sql.Identifier(left), sql.Identifier(right)) for left, right in schema.row_copy("new_bookings")]
         slow = recompute(
             keys=comma(
@@ -794,7 +795,11 @@ class Forward:
             ),
             update=schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
-                updates=comma(self._copied(left, right, schema["bookings"].columns[right.string]) for left, right in pairs),
+                # These are as they were.
+                updates=comma(
+                    self._copied(left, right, bookings.columns[right.string])
+                    for left, right in pairs if bookings.logical_name(right.string) not in ("id", "customerEmail")
+                ),
             ),
             slow=sql.Composed([self._unpin(), slow]),
         )

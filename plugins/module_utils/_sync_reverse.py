@@ -389,7 +389,7 @@ DECLARE
     uu_keys text[];
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        PERFORM unified_user_journal.lock_user(ARRAY[{old_key}] COLLATE "default", OLD.{new_bookings.customerId});
+        uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}] COLLATE "default", OLD.{new_bookings.customerId});
         DELETE FROM {bookings} AS b WHERE b.{bookings.id} = OLD.{new_bookings.id};
         DELETE FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = OLD.{new_bookings.id};
         {settle_old}
@@ -409,6 +409,10 @@ BEGIN
         END IF;
     END IF;
     uu_keys := unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", uu_user);
+    IF TG_OP = 'UPDATE' AND OLD.{new_bookings.customerId} <> uu_user THEN
+        -- It may have been a guest's last, under another key than his.
+        uu_keys := unified_user_journal.lock_user(uu_keys, OLD.{new_bookings.customerId});
+    END IF;
     uu_customer := {first_customer};
     IF TG_OP = 'UPDATE' AND OLD.{new_bookings.id} = NEW.{new_bookings.id} THEN
         UPDATE {bookings} AS b SET {updates} WHERE b.{bookings.id} = NEW.{new_bookings.id};
@@ -639,37 +643,38 @@ class Reverse:
             "(TG_OP = 'UPDATE' AND NEW.{new_bookings.customerId} = OLD.{new_bookings.customerId}"
             " AND NEW.{new_bookings.customerEmail} = OLD.{new_bookings.customerEmail} AND NEW.{new_bookings.id} = OLD.{new_bookings.id})"
         )
-        changes = [
-            compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {
-                "c": theirs, "v": value, "changed": changed(schema["new_bookings"].columns[ours.string]),
+        bookings = schema["new_bookings"]
+        updates = {
+            bookings.logical_name(ours.string): compose("{c} = CASE WHEN {changed} THEN {v} ELSE b.{c} END", {
+                "c": theirs, "v": value, "changed": changed(bookings.columns[ours.string]),
             })
             for theirs, value, ours in columns
-        ]  # fmt: skip
-        customer = (schema.compose(
+        }  # fmt: skip
+        customer = schema.compose(
             "{bookings.customerId} = CASE WHEN NEW.{new_bookings.customerId} <> OLD.{new_bookings.customerId} OR {new_key} <> {old_key} THEN uu_customer"
             " ELSE b.{bookings.customerId} END", new_key=self.key("new_bookings", "NEW"), old_key=self.key("new_bookings", "OLD"),
-        ))  # fmt: skip
+        )
         return schema.compose(
             _BOOKINGS_TRIGGER, old_key=self.key("new_bookings", "OLD"), new_key=self.key("new_bookings", "NEW"),
             new_usable=is_usable(schema.compose("NEW.{new_bookings.customerEmail}")), same=same,
             lock_found=lock_found(sql.SQL(_WHOSE_BOOKING), "i.source_table", "uu_table"),
-            same_guest=same_guest(schema, "new_bookings"), changes=comma(changes), theirs_alone=sql.SQL(_THEIRS_ALONE), updates=comma([*changes, customer]),
+            same_guest=same_guest(schema, "new_bookings"), updates=comma([*updates.values(), customer]),
+            theirs_alone=sql.SQL(_THEIRS_ALONE), changes=comma(update for name, update in updates.items() if name not in ("id", "customerEmail")),
             theirs=comma(theirs for theirs, unused, other in columns), ours=comma(value for unused, value, other in columns),
-            settle_old=_settle(self.key("new_bookings", "OLD"), bookings=schema.compose("OLD.{new_bookings.id}")),
+            settle_old=_settle("uu_keys", bookings=schema.compose("OLD.{new_bookings.id}")),
             settle_new=_settle("uu_keys", bookings=schema.compose("NEW.{new_bookings.id}")), **self._firsts(),
         )
 
 
-def _settle(keys, user: str = "''", bookings=None):
+def _settle(keys: str, user: str = "''", bookings=None):
     """Bring in order what leans on these keys.
 
     Args:
-        keys: a variable with a list, or the composed expression of one key.
+        keys: a variable with a list.
         user: expression of the user whose own write this is; '' where it is nobody's in particular.
         bookings: composed expression of a booking's id.
     """
-    listed = sql.SQL(keys) if isinstance(keys, str) else compose('ARRAY[{key}] COLLATE "default"', {"key": keys})
     return compose(
         "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true, {moment});",
-        {"moment": sql.SQL(MOMENT), "keys": listed, "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
+        {"moment": sql.SQL(MOMENT), "keys": sql.SQL(keys), "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
     )

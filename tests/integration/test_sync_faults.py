@@ -746,6 +746,22 @@ def test_a_guest_becomes_a_customer_with_his_first_unified_write(subject):
 
 
 @pytest.mark.one_major
+@pytest.mark.parametrize("end", [
+    "DELETE FROM new_bookings WHERE id = '3'", "DELETE FROM bookings WHERE id = '3'", "DELETE FROM studios WHERE id = 's'",
+    """UPDATE new_bookings SET "customerId" = 'b' WHERE id = '3'""",
+])  # fmt: skip
+def test_a_guest_goes_with_his_last_booking_under_whatever_address(subject, sessions, end):
+    subject.start(people().legacy, Policies(), "both")
+    session = sessions()
+    assert session.do("""UPDATE new_bookings SET "customerEmail" = 'other@x.de' WHERE id = '3'""") is None
+    assert session.do(end) is None
+    assert judge(subject, "both") == []
+    with subject.connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM users WHERE email = 'guest@x.de'")
+        assert cursor.fetchone()[0] == 0
+
+
+@pytest.mark.one_major
 @pytest.mark.parametrize("table", ["bookings", "new_bookings"])
 def test_a_guest_who_goes_leaves_no_entry_in_quarantine(subject, sessions, table):
     subject.start(people().legacy, Policies(), "both")
