@@ -14,7 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, identity_key, is_usable
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id, identity_key, is_usable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import (
     FUNCTION,
     LOCK,
@@ -146,8 +146,9 @@ BEGIN
     AND r.{user_role_assignments.role}::text = 'GUEST';
     INSERT INTO {user_role_assignments} ({columns})
     WITH member AS (SELECT uu_user AS user_id, {side} AS side, 1 AS size), guest AS (SELECT uu_user AS user_id WHERE false)
-    SELECT w.* FROM ({select}) AS w WHERE NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = uu_user
-                      AND r.{user_role_assignments.studioId} IS NULL AND r.{user_role_assignments.role}::text = {customer});
+    SELECT {granted} FROM ({select}) AS w ({columns}) WHERE NOT EXISTS (
+        SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = uu_user
+        AND r.{user_role_assignments.studioId} IS NULL AND r.{user_role_assignments.role}::text = {customer});
     UPDATE {users} AS u SET {users.primaryRole} = {customer} WHERE u.{users.id} = uu_user AND u.{users.primaryRole}::text = 'GUEST';
 END
 """
@@ -192,8 +193,22 @@ BEGIN
     EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
         PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
     END;
+    -- A guest who could not be written, under another address, is a guest no longer: who has the old one next must not get what is his.
+    IF EXISTS (SELECT FROM unified_user_journal.identity_map AS i JOIN {users} AS u ON u.{users.id} = i.user_id
+               WHERE i.user_id = uu_user AND i.source_table = 'bookings' AND i.identity_key IS DISTINCT FROM {user_key}) THEN
+        {pin}
+        DELETE FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user;
+        PERFORM unified_user_journal.promote(uu_user);
+    END IF;
     {settle}
 END
+"""
+
+_PIN = """
+INSERT INTO unified_user_journal.pinned_booking (booking_id, user_id)
+SELECT b.{bookings.id}, uu_user FROM {bookings} AS b JOIN {new_bookings} AS n ON n.{new_bookings.id} = b.{bookings.id}
+WHERE n.{new_bookings.customerId} = uu_user AND b.{bookings.customerId} IS NULL
+ON CONFLICT (booking_id) DO UPDATE SET user_id = excluded.user_id;
 """
 
 # Bookings tied to him by his key alone would be somebody else's under another key.
@@ -203,10 +218,7 @@ IF EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = uu_user AND {user_key} 
         UPDATE {bookings} AS b SET {bookings.customerId} = {first_customer} FROM {new_bookings} AS n
         WHERE n.{new_bookings.customerId} = uu_user AND b.{bookings.id} = n.{new_bookings.id} AND b.{bookings.customerId} IS NULL;
     ELSE
-        INSERT INTO unified_user_journal.pinned_booking (booking_id, user_id)
-        SELECT b.{bookings.id}, uu_user FROM {bookings} AS b JOIN {new_bookings} AS n ON n.{new_bookings.id} = b.{bookings.id}
-        WHERE n.{new_bookings.customerId} = uu_user AND b.{bookings.customerId} IS NULL
-        ON CONFLICT (booking_id) DO UPDATE SET user_id = excluded.user_id;
+        {pin}
     END IF;
 END IF;
 """
@@ -535,8 +547,18 @@ class Reverse:
 
     def _promote(self):
         columns, select = Projection(self.schema, self.policies, sql.SQL(MOMENT)).user_role_assignments()
+        identifier = self.schema.column("user_role_assignments", "id")
+        # A role of his for one studio may have the id of the one for all.
+        other = derived_id(sql.Literal("role:"), sql.SQL("uu_user"), sql.Literal(f":{_mapping.CUSTOMER_ROLE}#2"))
+        taken = self.schema.compose("EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.id} = w.{user_role_assignments.id})")
+        granted = [
+            compose("CASE WHEN {taken} THEN {other} ELSE w.{id} END", {"taken": taken, "other": other, "id": identifier}) if column == identifier
+            else compose("w.{c}", {"c": column})
+            for column in columns
+        ]
         return self.schema.compose(
-            _PROMOTE, columns=comma(columns), select=select, side=sql.Literal(CUSTOMER_SIDE), customer=sql.Literal(_mapping.CUSTOMER_ROLE)
+            _PROMOTE, columns=comma(columns), granted=comma(granted), select=select,
+            side=sql.Literal(CUSTOMER_SIDE), customer=sql.Literal(_mapping.CUSTOMER_ROLE)
         )
 
     def _reverse_user(self):
@@ -554,7 +576,8 @@ class Reverse:
         email = sql.Literal(users.names["email"])
         base_key = identity_key(compose("(uu_base ->> {email})", {"email": email}), self.policies.email_match)
         return schema.compose(
-            _REVERSE_USER, make=sql.Composed(make), email=email, tie=schema.compose(_TIE, base_key=base_key, **parts),
+            _REVERSE_USER, make=sql.Composed(make), email=email, pin=schema.compose(_PIN),
+            tie=schema.compose(_TIE, base_key=base_key, pin=schema.compose(_PIN), **parts),
             write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"), **parts,
         )
 

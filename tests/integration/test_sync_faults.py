@@ -746,6 +746,30 @@ def test_a_guest_becomes_a_customer_with_his_first_unified_write(subject):
 
 
 @pytest.mark.one_major
+@pytest.mark.parametrize("before, address", [
+    # His role for one studio has the id that the one for all would have.
+    ("""UPDATE user_role_assignments SET "studioId" = 't' WHERE "userId" IN (SELECT "customerId" FROM new_bookings WHERE id = '3')""", "moved@x.de"),
+    # The legacy side has somebody else there.
+    ("SELECT", "B@X.de"),
+])  # fmt: skip
+def test_who_takes_over_a_guests_address_gets_nothing_that_is_his(subject, sessions, before, address):
+    subject.start(people().legacy, Policies(), "both")
+    session = sessions()
+
+    def value(query: str):
+        with subject.connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchone()[0]
+
+    guest = value("""SELECT "customerId" FROM new_bookings WHERE id = '3'""")
+    for statement in (before, f"UPDATE users SET email = '{address}' WHERE id = '{guest}'", "UPDATE users SET email = 'guest@x.de' WHERE id = 'a'"):
+        assert session.do(statement) is None
+    assert value("""SELECT "customerId" FROM new_bookings WHERE id = '3'""") == guest
+    assert value(f"SELECT email FROM users WHERE id = '{guest}'") == address
+    assert judge(subject, "both") == subject.reverse_differences() == []
+
+
+@pytest.mark.one_major
 @pytest.mark.parametrize("end", [
     "DELETE FROM new_bookings WHERE id = '3'", "DELETE FROM bookings WHERE id = '3'", "DELETE FROM studios WHERE id = 's'",
     """UPDATE new_bookings SET "customerId" = 'b' WHERE id = '3'""",
@@ -766,18 +790,19 @@ def test_a_guest_goes_with_his_last_booking_under_whatever_address(subject, sess
 def test_a_guest_who_goes_leaves_no_entry_in_quarantine(subject, sessions, table):
     subject.start(people().legacy, Policies(), "both")
     session, entries = sessions(), "SELECT count(*) FROM unified_user_journal.quarantine"
-
-    def value(query: str) -> int:
-        with subject.connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchone()[0]
-
-    # Somebody else has this address on the legacy side.
-    assert session.do("UPDATE users SET email = 'B@X.de' WHERE email = 'guest@x.de'") is None
-    assert value(entries) == 1
-    assert session.do(f"DELETE FROM {table} WHERE id = '3'") is None
-    assert value("SELECT count(*) FROM users WHERE email = 'B@X.de'") == 0
-    assert value(entries) == 0
+    with subject.connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE customers ADD CONSTRAINT refused CHECK (name <> 'Refused')")
+        try:
+            assert session.do("UPDATE users SET name = 'Refused' WHERE email = 'guest@x.de'") is None
+            cursor.execute(entries)
+            assert cursor.fetchone()[0] == 1
+            assert session.do(f"DELETE FROM {table} WHERE id = '3'") is None
+        finally:
+            cursor.execute("ALTER TABLE customers DROP CONSTRAINT refused")
+        cursor.execute("SELECT count(*) FROM users WHERE email = 'guest@x.de'")
+        assert cursor.fetchone()[0] == 0
+        cursor.execute(entries)
+        assert cursor.fetchone()[0] == 0
 
 
 @pytest.mark.one_major
