@@ -229,8 +229,18 @@ class _People(People):
         for name in users.columns:
             if users.logical_name(name) not in USER_RULES:
                 excuses[name] += self._of_carried(name, carried.get(name, {}))
-            excuses[name].append((QUARANTINE, self._told_in_quarantine(name)))
+            excuses[name] += [(QUARANTINE, self._told_in_quarantine(name)), ("users_met_by_a_legacy_row", self._met(name))]
         return excuses
+
+    def _met(self, name: str):
+        """Who was born on the unified side keeps what he is when a legacy person comes to his key; the journal notes what that row called for."""
+        return lambda unused, called_for: self.derivation.of(
+            "users",
+            "(EXISTS (SELECT FROM {map} AS i WHERE i.user_id = {user} AND i.native) AND EXISTS (SELECT FROM {map} AS i WHERE i.user_id = {user}"
+            " AND NOT i.made) AND EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = {user}"
+            " AND (d.projection ->> {name}) IS NOT DISTINCT FROM (to_jsonb({called_for}) #>> '{}')))",
+            user=self.derivation.there("users", "id"), name=sql.Literal(name), called_for=called_for,
+        )
 
     def _told_in_quarantine(self, name: str):
         # To the letter, also of documents: as the entry has it.

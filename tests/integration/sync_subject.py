@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psycopg2
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies as ModulePolicies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
+from psycopg2 import sql
 
 from tests.application_writes.histories import Transaction
 from tests.application_writes.session import Application, Statement, Written, key_columns
@@ -152,6 +153,12 @@ class SyncSubject(Subject):
                 return error
         return None
 
+    def erase(self, users: set[str]) -> None:
+        """Delete users of the unified side who have no booking."""
+        with self.connection.cursor() as cursor:
+            table = sql.Identifier(self.layout.schema, "users")
+            cursor.execute(sql.SQL("DELETE FROM {} WHERE id = ANY ({}::text[])").format(table, sql.Literal(list(users))))
+
     def now(self) -> int:
         """The database's clock, as a moment."""
         with self.connection.cursor() as cursor:
@@ -171,6 +178,13 @@ class SyncSubject(Subject):
                 return State(self.legacy(), with_comparable_quarantine(self.unified()), pinned)
             finally:
                 cursor.execute("COMMIT")
+
+    def met(self) -> set[str]:
+        """Users whom a legacy person has met: the only trace of it, where several wrote at once, is the journal's."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT DISTINCT i.user_id FROM unified_user_journal.identity_map AS i WHERE NOT i.made AND EXISTS ("
+                           "SELECT FROM unified_user_journal.identity_map AS n WHERE n.user_id = i.user_id AND n.native)")
+            return {row[0] for row in cursor.fetchall()}
 
     def reverse_differences(self) -> list[str]:
         """What the collection's own verification in reverse finds wrong."""
@@ -226,6 +240,7 @@ class Witness:
         self._learn(self.before, Written())
 
     def _learn(self, state: State, written: Written) -> None:
+        self.leeway.met |= state.unified.tables["users"].keys() - state.rows_of_users().keys() - state.guests().keys()
         for user, rows in state.rows_of_users().items():
             if len(rows) > 1:
                 self.leeway.once_joined.add(user)
@@ -253,7 +268,7 @@ class Witness:
         uncarried = set(self.leeway.uncarried)
         self._learn(state, written)
         # What is missing for the first time has to have a reason of its own.
-        judged = Leeway(self.leeway.legacy_decided, self.leeway.revoked, uncarried, self.leeway.once_joined)
+        judged = replace(self.leeway, uncarried=uncarried)
         found = disagreements(state, self.subject.policies, judged) + lost_writes(state, written)
         if outcome and len(outcome.executed) <= 1:
             found += moved_users(self.before, state, self.subject.policies)
@@ -269,14 +284,12 @@ def unified_drift(state: State, without: Projection, once_guests: set[str], sinc
     """How a unified side that only the unified application wrote differs from the same one without sync.
 
     Args:
-        once_guests: everybody who was a guest at some time: with his last booking he goes, and as a customer he has that role.
+        once_guests: everybody who was a guest at some time: as a customer he has that role.
         since: times from this moment on are the clock's, hence differ.
     """
     found = []
-    gone = once_guests - state.unified.tables["users"].keys()
     for table, rows in state.unified.tables.items():
         ours, theirs = ({key: _timeless(row, since) for key, row in side.items()} for side in (rows, without.tables[table]))
-        theirs = {key: row for key, row in theirs.items() if not (key in gone if table == "users" else row.get("userId") in gone)}
         for user in once_guests & ours.keys() & theirs.keys() if table == "users" else ():
             ours[user], theirs[user] = ({name: value for name, value in row.items() if name not in _MADE_OF_BOOKINGS} for row in (ours[user], theirs[user]))
         if table == "user_role_assignments":

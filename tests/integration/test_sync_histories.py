@@ -178,6 +178,8 @@ def test_both_sides_agree_whoever_writes(subject, without_sync, shape_and_naming
             elif side == "unified":
                 since = min(subject.start_of_run, without_sync.start_of_run)
                 found += parity(subject, without_sync, outcome)
+                # A guest goes with his last booking, and his address is free then.
+                without_sync.erase(guests - witness.before.unified.tables["users"].keys())
                 found += unified_drift(witness.before, without_sync.unified(), guests, since, shape)
             elif outcome.error is not None and comes_from_a_function(outcome.error):
                 found.append(f"only with sync: {describe(outcome.error)}")
@@ -249,7 +251,7 @@ def test_several_writers_on_either_side_at_once(subject, shape_and_naming, batch
         refused = write_at_once(subject, example.histories)
         state = subject.state()
         revoked = {(user, role) for user in state.unified.tables["users"] for role in ("CUSTOMER", "STUDIO_OWNER")}
-        found = refused + disagreements(state, example.case.policies, Leeway(revoked=revoked, any_ownership=True))
+        found = refused + disagreements(state, example.case.policies, Leeway(revoked=revoked, any_ownership=True, met=subject.met()))
         return found or subject.reverse_differences()
 
     for example in drawn_examples(scripts("either", shape_and_naming[0]), batch_seed):

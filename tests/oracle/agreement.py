@@ -39,6 +39,7 @@ class Leeway:
         uncarried: ids of accounts and sessions that were once not carried.
         once_joined: users whose identity once had more than one row; None for all.
         any_ownership: whether a studio's owner may be any of its owners.
+        met: users who had no legacy row when a legacy person came to their key: each side keeps what it says of them.
     """
 
     legacy_decided: set[str] = field(default_factory=set)
@@ -46,6 +47,7 @@ class Leeway:
     uncarried: set[str] = field(default_factory=set)
     once_joined: set[str] | None = None
     any_ownership: bool = False
+    met: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -169,7 +171,7 @@ def _projections(state: State, policies: Policies, leeway: Leeway) -> Iterable[s
     shape = state.legacy.shape
     for user, rows in state.rows_of_users().items():
         row = state.unified.tables["users"].get(user)
-        if row is None:
+        if row is None or user in leeway.met:
             continue
         wanted = projection_of(shape, identity_key(row["email"], policies), rows, policies)
         holding = {name for table, _row in rows for name in _shared(shape, table, "users")}
