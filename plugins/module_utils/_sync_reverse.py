@@ -189,6 +189,11 @@ BEGIN
                 uu_base := uu_base || (SELECT jsonb_build_object({email}, u.{users.email}) FROM {users} AS u WHERE u.{users.id} = uu_user);
             END IF;
             {write}
+        ELSIF EXISTS (SELECT FROM {users} AS u JOIN {users} AS o ON o.{users.id} <> uu_user AND {others_key} = {user_key} WHERE u.{users.id} = uu_user
+                      AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = o.{users.id}))
+            AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user) THEN
+            -- One of two users who spell one address differently is nobody on the legacy side.
+            PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
         END IF;
     EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
         PERFORM unified_user_journal.set_aside(uu_user, 'not_written');
@@ -291,7 +296,7 @@ BEGIN
     ELSIF TG_OP = 'UPDATE' THEN
         PERFORM unified_user_journal.lock_user(ARRAY[{old_key}, {new_key}] COLLATE "default", NEW.{users.id});
     END IF;
-    PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END);
+    PERFORM unified_user_journal.reverse_user(NEW.{users.id}, CASE WHEN TG_OP = 'UPDATE' THEN {noted_old} END, '{}');
     RETURN NULL;
 END
 """
@@ -325,7 +330,7 @@ END
 _TOUCH_USER = """
 BEGIN
     IF EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = uu_user AND i.source_table = 'bookings') THEN
-        PERFORM unified_user_journal.reverse_user(uu_user, NULL);
+        PERFORM unified_user_journal.reverse_user(uu_user, NULL, '{}');
     ELSE
         PERFORM unified_user_journal.lock_user('{}', uu_user);
     END IF;
@@ -335,7 +340,7 @@ END
 _ROLES_TRIGGER = """
 BEGIN
     IF TG_OP <> 'DELETE' AND EXISTS (SELECT FROM {users} AS u WHERE u.{users.id} = NEW.{user_role_assignments.userId}) THEN
-        PERFORM unified_user_journal.reverse_user(NEW.{user_role_assignments.userId}, NULL);
+        PERFORM unified_user_journal.reverse_user(NEW.{user_role_assignments.userId}, NULL, '{}');
     END IF;
     RETURN NULL;
 END
@@ -480,7 +485,7 @@ class Reverse:
             ("flow", "uu_user text", "void", self._flow()),
             *[(f"make_{table}", "uu_user text", "boolean", self._make(table)) for table in _mapping.PEOPLE],
             ("promote", "uu_user text", "void", self._promote()),
-            ("reverse_user", "uu_user text, uu_old jsonb", "void", self._reverse_user()),
+            ("reverse_user", "uu_user text, uu_old jsonb, uu_others text[]", "void", self._reverse_user()),
             ("touch_user", "uu_user text", "void", sql.SQL(_TOUCH_USER)),
         ]
         made = settings("reverse", self.schema)
@@ -578,7 +583,8 @@ class Reverse:
         return schema.compose(
             _REVERSE_USER, make=sql.Composed(make), email=email, pin=schema.compose(_PIN),
             tie=schema.compose(_TIE, base_key=base_key, pin=schema.compose(_PIN), **parts),
-            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "uu_user"), **parts,
+            write=sql.Composed([self._write(table) for table in _mapping.PEOPLE]), settle=_settle("uu_keys", "ARRAY[uu_user] || uu_others"),
+            others_key=self.key("users", "o"), **parts,
         )
 
     def _write_alone(self, table: str):
@@ -689,15 +695,15 @@ class Reverse:
         )
 
 
-def _settle(keys: str, user: str = "''", bookings=None):
+def _settle(keys: str, users: str = "ARRAY['']", bookings=None):
     """Bring in order what leans on these keys.
 
     Args:
         keys: a variable with a list.
-        user: expression of the user whose own write this is; '' where it is nobody's in particular.
+        users: expression of the list of the users whose own write this is, and of those who are seen to otherwise; '' is nobody.
         bookings: composed expression of a booking's id.
     """
     return compose(
-        "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', ARRAY[{user}]::text[], true, {moment});",
-        {"moment": sql.SQL(MOMENT), "keys": sql.SQL(keys), "bookings": bookings or sql.SQL(""), "user": sql.SQL(user)},
+        "PERFORM unified_user_journal.recompute({keys}, '{}', ARRAY[{bookings}]::text[], '{}', '{}', {users}, true, {moment});",
+        {"moment": sql.SQL(MOMENT), "keys": sql.SQL(keys), "bookings": bookings or sql.SQL(""), "users": sql.SQL(users)},
     )

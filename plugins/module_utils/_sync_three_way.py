@@ -283,12 +283,16 @@ IF uu_gone <> '{}' THEN
 END IF;
 """
 
-# What could not be written to the legacy side is tried again when something changes where it was in the way.
+# What could not be written to the legacy side is tried again when something changes where it was in the way; so is who has been given
+# a namesake. Each sees to himself alone: they would call one another for ever.
 _RETRY = """
-FOR uu_user IN SELECT q.source_id FROM unified_user_journal.quarantine AS q
-    WHERE q.source_table = 'users' AND q.identity_key = ANY (uu_keys) AND q.source_id <> ALL (uu_reversed) ORDER BY 1
-LOOP
-    PERFORM unified_user_journal.reverse_user(uu_user, NULL);
+uu_more := ARRAY(
+    SELECT q.source_id FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.identity_key = ANY (uu_keys)
+    UNION SELECT u.{users.id} FROM {users} AS u WHERE u.{users.id} = ANY (uu_natives)
+          AND EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = {user_key})
+          AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.user_id = u.{users.id}));
+FOR uu_user IN SELECT x FROM unnest(uu_more) AS x WHERE x <> ALL (uu_reversed) ORDER BY 1 LOOP
+    PERFORM unified_user_journal.reverse_user(uu_user, NULL, uu_more || uu_reversed);
 END LOOP;
 """
 
@@ -449,7 +453,7 @@ class ThreeWay(Forward):
             sql.SQL(_FORGET_GONE),
             self._gone(),
             sql.SQL(_GAINED),
-            sql.SQL(_RETRY),
+            self.schema.compose(_RETRY, user_key=self.key("users", "u")),
         ])  # fmt: skip
 
     def _lost(self) -> list:

@@ -704,6 +704,30 @@ def test_an_account_whose_key_is_taken_on_the_other_side_is_no_error(subject):
 
 
 @pytest.mark.one_major
+@pytest.mark.parametrize("role", ["CUSTOMER", "GUEST"])
+@pytest.mark.parametrize("freed", ["UPDATE customers SET email = 'other@x.de' WHERE id = 'a'", "UPDATE users SET email = 'other@x.de' WHERE id = 'a'"])
+def test_many_users_of_one_key_are_no_error_but_known(subject, sessions, role, freed):
+    subject.start(people().legacy, Policies(), "both")
+    session = sessions()
+
+    def waiting() -> list[str]:
+        with subject.connection.cursor() as cursor:
+            cursor.execute("SELECT source_id FROM unified_user_journal.quarantine WHERE source_table = 'users' ORDER BY 1")
+            return [row[0] for row in cursor.fetchall()]
+
+    for number, email in enumerate(("A@x.de", "a@X.de", "A@X.de")):
+        assert session.do(f"""INSERT INTO users (id, name, email, "updatedAt") VALUES ('u{number}', 'New', '{email}', now())""") is None
+        assert session.do(f"""INSERT INTO user_role_assignments (id, "userId", role) VALUES ('r{number}', 'u{number}', '{role}')""") is None
+    assert waiting() == ["u0", "u1", "u2"]
+    assert judge(subject, "both") == subject.reverse_differences() == []
+    for statement in ("UPDATE customers SET name = 'Old side' WHERE id = 'a'", "UPDATE users SET name = 'New side' WHERE id = 'u1'", freed):
+        assert session.do(statement) is None
+    # One of them is the person with this address now.
+    assert len(waiting()) == 2
+    assert judge(subject, "both") == subject.reverse_differences() == []
+
+
+@pytest.mark.one_major
 def test_two_users_of_one_key_are_no_error_but_known(subject):
     """The schema allows it; an application that looks before it writes does not do it."""
     subject.start(people().legacy, Policies(), "both")
