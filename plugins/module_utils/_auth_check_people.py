@@ -14,6 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._auth_check_
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, describe, psycopg2, sql
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import STUDIO_LOCK
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
 
 #: What every address, every studio's address and the browser's name hold; a run's own number follows.
@@ -40,6 +41,11 @@ _TRACES = (
     ("studio_owners", "position(%(mark)s in lower({studio_owners.email})) > 0"),
     ("customers", "position(%(mark)s in lower({customers.email})) > 0"),
 )  # fmt: skip
+
+_STUDIO_LOCKS = """
+DELETE FROM unified_user_journal.identity_lock AS l WHERE starts_with(l.identity_key, %(prefix)s)
+AND NOT EXISTS (SELECT FROM {studios} AS s WHERE s.{studios.id} = substr(l.identity_key, length(%(prefix)s) + 1))
+"""
 
 _LEFTOVERS = """
 SELECT DISTINCT substring(lower({email}) from %(pattern)s) AS mark FROM {people}
@@ -260,9 +266,10 @@ class People:
             parameters = self._marked(mark)
             for table, condition in self._traces():
                 removed[0] += self.database.execute(self.schema.compose("DELETE FROM {trace} WHERE {condition}", trace=table, condition=condition), parameters)
-            # Sync locks identities by a row for each key; nobody has these keys any more.
+            # Sync locks identities by a row for each key, and studios by one for each; nobody has these keys any more.
             if self.database.value("SELECT to_regclass('unified_user_journal.identity_lock') IS NOT NULL"):
                 self.database.execute("DELETE FROM unified_user_journal.identity_lock WHERE position(%s in identity_key) > 0", (mark,))
+                self.database.execute(self.schema.compose(_STUDIO_LOCKS), {"prefix": STUDIO_LOCK})
 
         self._repeated(work, "remove the test accounts")
         parameters = self._marked(mark)

@@ -17,6 +17,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import 
 
 SCHEMA = "unified_user_journal"
 
+#: What the lock row of a studio begins with, before its id; no key of a person does.
+STUDIO_LOCK = "\x01studio "
+
 #: Key of the session-level advisory lock that keeps two runs apart; chosen once, by chance.
 LOCK_KEY = 5077220411
 

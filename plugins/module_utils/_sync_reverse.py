@@ -11,7 +11,7 @@ from __future__ import annotations
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA, STUDIO_LOCK
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id, identity_key, is_usable
@@ -58,7 +58,7 @@ END
 # row tells those with an older snapshot; the studio's own row is what the legacy side writes. No key of a person begins like this.
 _LOCK_STUDIOS = """
 DECLARE
-    uu_locks text[] := ARRAY(SELECT E'\\x01studio ' || x FROM unnest(uu_studios) AS x);
+    uu_locks text[] := ARRAY(SELECT {prefix} || x FROM unnest(uu_studios) AS x);
 BEGIN
     {lock}
     PERFORM FROM {studios} AS s WHERE s.{studios.id} = ANY (uu_studios) ORDER BY s.{studios.id} FOR NO KEY UPDATE;
@@ -480,7 +480,9 @@ class Reverse:
             ("lock_user", "uu_keys text[], uu_user text", "text[]", self.schema.compose(
                 _LOCK_USER, lock=compose(LOCK, {"keys": sql.SQL("uu_more")}), user_key=self.key("users", "u")
             )),
-            ("lock_studios", "uu_studios text[]", "void", self.schema.compose(_LOCK_STUDIOS, lock=compose(LOCK, {"keys": sql.SQL("uu_locks")}))),
+            ("lock_studios", "uu_studios text[]", "void", self.schema.compose(
+                _LOCK_STUDIOS, lock=compose(LOCK, {"keys": sql.SQL("uu_locks")}), prefix=sql.Literal(STUDIO_LOCK)
+            )),
             ("set_aside", "uu_user text, uu_reason text", "void", self.schema.compose(_SET_ASIDE, key=self.key("users", "u"))),
             ("flow", "uu_user text", "void", self._flow()),
             *[(f"make_{table}", "uu_user text", "boolean", self._make(table)) for table in _mapping.PEOPLE],
