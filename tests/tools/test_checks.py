@@ -299,6 +299,14 @@ def test_files_that_are_there_to_hold_a_secret_are_no_output(register, output):
     assert scan_output.main([str(output)]) == 0
 
 
+def test_the_rows_of_a_backup_are_no_output_and_what_is_written_about_it_is(register, output):
+    backup = output / "backups" / "massava-20261123T000000Z"
+    write(backup / "dump" / "2661.dat", register)
+    assert scan_output.main([str(output)]) == 0
+    write(backup / "manifest.json", register)
+    assert scan_output.main([str(output)]) == 1
+
+
 def test_nothing_to_scan_or_to_search_for_is_no_pass(register, output, tmp_path):
     (tmp_path / "empty").mkdir()
     assert scan_output.main([str(tmp_path / "empty")]) == 1
