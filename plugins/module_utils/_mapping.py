@@ -99,6 +99,15 @@ TABLES: dict[str, Table] = {
     ),
 }
 
+#: Legacy rows that refer to a person: logical table, the column that refers, the person's table.
+REFERRING = (
+    ("accounts", "userId", "studio_owners"),
+    ("sessions", "userId", "studio_owners"),
+    ("studios", "ownerId", "studio_owners"),
+    ("bookings", "customerId", "customers"),
+    ("_CustomerFavorites", "A", "customers"),
+)
+
 #: Row for row copies: unified table -> (legacy table, columns that a rule fills instead).
 ROW_COPIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "new_accounts": ("accounts", ("userId",)),

@@ -288,16 +288,7 @@ END IF;
 
 _UNRESOLVABLE = "(b.{bookings.customerId} IS NULL AND NOT {usable})"
 
-# Rows that refer to somebody who is set aside: logical table, the column that refers, the people it refers to.
-_REFERRING = (
-    ("accounts", "userId", "studio_owners"),
-    ("sessions", "userId", "studio_owners"),
-    ("studios", "ownerId", "studio_owners"),
-    ("bookings", "customerId", "customers"),
-    ("_CustomerFavorites", "A", "customers"),
-)
-
-# Guests are tied to their bookings by these.
+# A guest is not looked up so: he is made of his bookings, and only a change of nothing but their time leaves him as he is.
 _BOOKING_TRIGGER = """
 DECLARE
     uu_user text;
@@ -719,7 +710,7 @@ class Forward:
                 "SELECT x.source_table, x.source_id, x.reason, to_jsonb(t), x.key FROM unnest(uu_blocked) AS x"
                 " JOIN {people} AS t ON t.{people.id} = x.source_id WHERE x.source_table = {name}", people=table, name=sql.Literal(table),
             ))  # fmt: skip
-        for table, column, people in _REFERRING:
+        for table, column, people in _mapping.REFERRING:
             names = schema[table].names
             identifier = compose("t.{id}", {"id": sql.Identifier(names["id"])}) if "id" in names else schema.compose(
                 "t.{_CustomerFavorites.A} || ' ' || t.{_CustomerFavorites.B}"
@@ -747,7 +738,7 @@ class Forward:
             return self._booking_trigger()
         if table in _mapping.PEOPLE:
             return self._person_trigger(table)
-        column = {name: column for name, column, unused in _REFERRING}[table]
+        column = {name: column for name, column, unused in _mapping.REFERRING}[table]
         listed = {"ids": column, **{"studios": {"studios": "id"}, "_CustomerFavorites": {"studios": "B"}}.get(table, {})}
         touched = {
             name: comma(compose("{row}.{c}", {"row": sql.SQL(row), "c": self.schema.column(table, logical)}) for row in ("OLD", "NEW"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import sql
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import CUSTOMER_ROLE, OWNER_ROLE, PEOPLE, ROW_COPIES, USER_RULES
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import CUSTOMER_ROLE, OWNER_ROLE, PEOPLE, REFERRING, ROW_COPIES, USER_RULES
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id, is_blank, masked_email
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import GUEST, Branch, Derivation, Image, Look
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_belongings import Belongings
@@ -35,15 +35,6 @@ _CONFIRMED = "confirmations_of_bookings"
 
 #: Unique columns beside the id: a row whose values another one has over there cannot go there.
 _UNIQUE = {"accounts": ("provider", "providerAccountId"), "sessions": ("sessionToken",)}
-
-#: Legacy rows that refer to a person: logical table, column, the person's table.
-_REFERRING = (
-    ("accounts", "userId", "studio_owners"),
-    ("sessions", "userId", "studio_owners"),
-    ("studios", "ownerId", "studio_owners"),
-    ("bookings", "customerId", "customers"),
-    ("_CustomerFavorites", "A", "customers"),
-)
 
 # Which of a joined person's passwords is his: the first not blank, in survivor order, of a row whose credentials are carried. A row
 # that was made of the user never makes him joined; that he was born on the unified side counts as a row.
@@ -547,7 +538,7 @@ class ReverseRules(Rules):
     def _unaccounted(self):
         """Legacy rows that refer to a person who is nobody's, and are not in quarantine with him."""
         selects = []
-        for table, column, people in _REFERRING:
+        for table, column, people in REFERRING:
             identifier = self.of(table, "t.{.A} || ' ' || t.{.B}" if table == "_CustomerFavorites" else "t.{.id}::text")
             reference = compose("t.{c}", {"c": self.schema.column(table, column)})
             selects.append(
@@ -581,7 +572,7 @@ class ReverseRules(Rules):
                 table, "WHEN q.source_table = {name} THEN EXISTS (SELECT FROM {.} AS t WHERE {id} = q.source_id)", name=sql.Literal(table),
                 id=self.of(table, "t.{.A} || ' ' || t.{.B}" if table == "_CustomerFavorites" else "t.{.id}::text"),
             )
-            for table in (*PEOPLE, "users", *(referring[0] for referring in _REFERRING))
+            for table in (*PEOPLE, "users", *(referring[0] for referring in REFERRING))
         ]  # fmt: skip
         return self.of(
             "new_bookings",
