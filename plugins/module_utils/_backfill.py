@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The backfill of an online migration: batches of identity keys, each locked, carried and counted in one transaction.
 
-A batch carries keys that nobody has locked before: whoever writes to an identity locks its key and carries it whole, so what
-has a lock row is there. The rows are the copy's projection of these keys. Identities that are out of the ordinary go through
-the sync's ``recompute`` instead.
+A batch carries keys that nobody has carried before: whoever writes to an identity locks its key and carries it whole, or leaves
+it to the batch that is still to come, and its lock row tells which. The rows are the copy's projection of these keys.
+Identities that are out of the ordinary go through the sync's ``recompute`` instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SELECT k.key FROM ({sources}) AS k WHERE k.key IS NOT NULL ORDER BY k.key COLLAT
 _BOUND = "{key} {operator} (SELECT s.{bound} FROM unified_user_journal.backfill AS s WHERE s.slice = {slice})"
 
 # The journal's columns have the database's collation, and so has the index. OFFSET 0 has each key looked up there.
-_FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default" OFFSET 0)'
+_FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default" AND l.generation > 0 OFFSET 0)'
 
 # A batch that a crash of the server takes along has its cursor in it, and goes again: no commit needs to wait for the disk.
 _SESSION = {
@@ -44,11 +44,12 @@ _SESSION = {
 # it from joining anything else key by key.
 _EACH = "(SELECT scoped.* FROM {of} CROSS JOIN LATERAL (SELECT t.* FROM {table} AS t WHERE {condition} OFFSET 0) AS scoped OFFSET 0)"
 
-# Of these keys only those that nobody has locked before stay in the batch; the others have been carried whole.
+# Of these keys only those that nobody has carried whole before stay in the batch: what has a generation above 0 is there.
 _LOCK = """
 WITH locked AS (
-    INSERT INTO unified_user_journal.identity_lock (identity_key, generation)
-    SELECT b.key, 1 FROM batch AS b ORDER BY b.key COLLATE "C" ON CONFLICT (identity_key) DO NOTHING RETURNING identity_key
+    INSERT INTO unified_user_journal.identity_lock AS l (identity_key, generation)
+    SELECT b.key, 1 FROM batch AS b ORDER BY b.key COLLATE "C"
+    ON CONFLICT (identity_key) DO UPDATE SET generation = 1 WHERE l.generation = 0 RETURNING identity_key
 )
 DELETE FROM batch AS b WHERE NOT EXISTS (SELECT FROM locked AS l WHERE l.identity_key = b.key)
 """
@@ -80,6 +81,8 @@ _HELD = (
 )
 
 _LOST = ", (SELECT count(DISTINCT c.{column}) FROM carried AS c) - (SELECT count(*) FROM held_{n}) AS lost_{n}"
+
+_MAP = "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}"
 
 _QUARANTINE = """
 INSERT INTO unified_user_journal.quarantine (source_table, source_id, reason, "row") {select} ON CONFLICT (source_table, source_id) DO NOTHING
@@ -134,7 +137,6 @@ class Backfill:
         self.policies = policies
         self.started_at = started_at
         self.number = number
-        self._analyzed = 0
         people: dict[str, object] = {table: self._in_batch(table) for table in _mapping.PEOPLE}
         people["bookings"] = anonymous = self._in_batch("bookings", schema.compose(" AND t.{bookings.customerId} IS NULL"))
         named = schema.compose(_EACH, of=sql.SQL("member AS n"), table="bookings", condition=schema.compose(
@@ -158,10 +160,23 @@ class Backfill:
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
         database.execute("CREATE TEMPORARY TABLE batch (key text) ON COMMIT DELETE ROWS")
         database.execute("CREATE TEMPORARY TABLE unusual (key text) ON COMMIT DELETE ROWS")
-        for name, select in (("member", self._people.member()), ("guest", self._people.guest())):
+        relations = {"member": self._people.member(), "guest": self._people.guest()}
+        for name, select in relations.items():
             database.execute(
                 compose("CREATE TEMPORARY TABLE {name} ON COMMIT DELETE ROWS AS {select} WITH NO DATA", {"name": sql.Identifier(name), "select": select})
             )
+        statements = {
+            "lock_keys": sql.SQL(_LOCK),
+            **{f"find_{name}": compose("INSERT INTO {name} {select}", {"name": sql.Identifier(name), "select": select}) for name, select in relations.items()},
+            "find_unusual": compose("INSERT INTO unusual {select}", {"select": self._unusual()}),
+            "fill_identity_map": compose(_MAP, {"select": self._projection.identity_map()}),
+            "fill_quarantine": compose(_QUARANTINE, {"select": self._people.quarantine()}),
+            **{f"fill_{table}": self._filling(table, *target) for table, target in self._projection.targets().items()},
+        }
+        for name, statement in statements.items():
+            # Planned once: that takes as long as carrying a few hundred keys. Nobody analyzes the temporary tables: the planner
+            # then takes each for ten pages at least, whomever the batch has that it plans for, and loops over no pairs of them.
+            database.execute(compose("PREPARE {name} AS {statement}", {"name": sql.Identifier(name), "statement": statement}))
 
     def advance(self, size: int, lock_timeout: int) -> Carried:
         """Carry the next keys of the slice, and move its cursor, in one transaction.
@@ -179,7 +194,7 @@ class Backfill:
                 lift_timeouts(self.database)
                 self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout}ms",))
                 keys = self._next(size)
-                rows = self._carry(keys) if keys else 0
+                rows = self._carry() if keys else 0
                 self.database.execute(
                     "UPDATE unified_user_journal.backfill SET rows = rows + %s, done = %s WHERE slice = %s", (rows, keys < size, self.number)
                 )
@@ -226,41 +241,37 @@ class Backfill:
         )
         return self.database.value("SELECT count(*) FROM batch")
 
-    def _carry(self, size: int) -> int:
+    def _carry(self) -> int:
         database = self.database
-        database.execute(_LOCK)
-        database.execute(compose("INSERT INTO member {select}", {"select": self._people.member()}))
-        if size > 2 * self._analyzed:
-            # What a row of them is like; how many there are the planner sees.
-            database.execute("ANALYZE batch, member")
-            self._analyzed = size
-        database.execute(compose("INSERT INTO guest {select}", {"select": self._people.guest()}))
-        unusual = database.execute(compose("INSERT INTO unusual {select}", {"select": self._unusual()}))
+        for name in ("lock_keys", "find_member", "find_guest"):
+            database.execute(f"EXECUTE {name}")
+        unusual = database.execute("EXECUTE find_unusual")
         if unusual:
             for table in ("batch", "member", "guest"):
                 database.execute(compose("DELETE FROM {table} WHERE key IN (SELECT u.key FROM unusual AS u)", {"table": sql.Identifier(table)}))
-        rows = sum(self._fill(table, *target) for table, target in self._projection.targets().items())
-        database.execute(compose(
-            "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}",
-            {"select": self._projection.identity_map()},
-        ))  # fmt: skip
-        database.execute(compose(_QUARANTINE, {"select": self._people.quarantine()}))
+        rows = sum(self._fill(table) for table in self._projection.targets())
+        database.execute("EXECUTE fill_identity_map")
+        database.execute("EXECUTE fill_quarantine")
         if unusual:
             database.value(compose(CALL_RECOMPUTE, {"keys": sql.SQL("SELECT u.key FROM unusual AS u")}), ([], self.started_at))
         return rows
 
-    def _fill(self, table: str, columns: list, select) -> int:
+    def _fill(self, table: str) -> int:
+        row = self.database.row(compose("EXECUTE {name}", {"name": sql.Identifier(f"fill_{table}")}))
+        if any(count for name, count in row.items() if name != "rows"):
+            raise Yielded
+        return row["rows"]
+
+    def _filling(self, table: str, columns: list, select):
+        """Return what fills a table, holds what its rows refer to, and counts what of it is gone."""
         names = self.schema[table].names
         parents = [(number, sql.Identifier(names[column]), parent) for number, (column, parent) in enumerate(_mapping.PARENTS.get(table, {}).items())]
-        row = self.database.row(self.schema.compose(
+        return self.schema.compose(
             _CARRY, table=table, columns=comma(columns), select=select,
             parents=comma([column for unused, column, unused_too in parents] or [sql.SQL("1")]),
             held=sql.Composed([self.schema.compose(_HELD, n=sql.SQL(str(n)), column=column, parent=parent) for n, column, parent in parents]),
             lost=sql.Composed([compose(_LOST, {"n": sql.SQL(str(n)), "column": column}) for n, column, unused in parents]),
-        ))  # fmt: skip
-        if any(count for name, count in row.items() if name != "rows"):
-            raise Yielded
-        return row["rows"]
+        )  # fmt: skip
 
     def _unusual(self):
         stays_out = self.policies.duplicate_identities != "merge"

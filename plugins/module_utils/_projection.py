@@ -23,6 +23,9 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import 
 #: Logical people table -> its number in survivor order.
 SIDES = {table: number for number, table in enumerate(_mapping.PEOPLE)}
 
+# Every user has these; what else people have follows.
+_USER_COLUMNS = ("id", "email", "emailVerified", "password", "primaryRole", "isActive", "isSuspended", "createdAt", "updatedAt")
+
 OWNER_SIDE = SIDES["studio_owners"]
 CUSTOMER_SIDE = SIDES["customers"]
 
@@ -141,18 +144,40 @@ class Projection:
     def users(self):
         """Select one user for each identity and guest."""
         carried = self.schema.person_columns()
-        parts = [self._single_users(table, carried) for table in _mapping.PEOPLE]
+        parts = [self._single_users(table) for table in _mapping.PEOPLE]
         parts += [self._joined_users(carried), self._guest_users(carried)]
         return self._user_columns(carried), sql.SQL(" UNION ALL ").join(parts)
 
-    def users_alone(self, table: str):
-        """Select one user for each identity that is one row of a table of people."""
-        carried = self.schema.person_columns()
-        return self._user_columns(carried), self._single_users(table, carried)
+    def user_alone(self, table: str, row: str, user, key) -> list[tuple]:
+        """Return (column, value) of the user of an identity that is one row of a table of people.
+
+        Args:
+            table: of people.
+            row: what that row is called.
+            user: composed; his id.
+            key: composed; the identity's key.
+        """
+        def of(name: str):
+            return sql.SQL("{}.{}").format(sql.SQL(row), sql.Identifier(name))
+
+        names = self.schema[table].names
+        fixed = {
+            "id": user,
+            "email": key if self.policies.email_store == "normalized" else of(names["email"]),
+            "primaryRole": self._role(sql.Literal(_mapping.PEOPLE[table])),
+            "isActive": sql.SQL("true"),
+            "isSuspended": sql.SQL("false"),
+        }
+        return [
+            *((self.schema.column("users", name), fixed[name] if name in fixed else of(names[name])) for name in _USER_COLUMNS),
+            *(
+                (sql.Identifier(column.target.name), of(column.sources[table]) if table in column.sources else self._default(column))
+                for column in self.schema.person_columns()
+            ),
+        ]
 
     def _user_columns(self, carried: list[PersonColumn]) -> list:
-        fixed = ["id", "email", "emailVerified", "password", "primaryRole", "isActive", "isSuspended", "createdAt", "updatedAt"]
-        return [self.schema.column("users", name) for name in fixed] + [sql.Identifier(column.target.name) for column in carried]
+        return [self.schema.column("users", name) for name in _USER_COLUMNS] + [sql.Identifier(column.target.name) for column in carried]
 
     def _role(self, role):
         users = self.schema["users"]
@@ -166,21 +191,11 @@ class Projection:
     def _null(column: PersonColumn):
         return sql.SQL("NULL::{}").format(sql.SQL(column.target.type))
 
-    def _single_users(self, table: str, carried: list[PersonColumn]):
-        values = [
-            sql.SQL("t.{}").format(sql.Identifier(column.sources[table])) if table in column.sources else self._default(column)
-            for column in carried
-        ]
+    def _single_users(self, table: str):
+        alone = self.user_alone(table, "t", sql.SQL("m.user_id"), sql.SQL("m.key"))
         return self.schema.compose(
-            "SELECT m.user_id, {email}, t.{people.emailVerified}, t.{people.password}, {role}, true, false,"
-            " t.{people.createdAt}, t.{people.updatedAt}{values}"
-            " FROM member AS m JOIN {people} AS t ON t.{people.id} = m.source_id"
-            " WHERE m.side = {side} AND m.size = 1",
-            people=table,
-            email=sql.SQL("m.key") if self.policies.email_store == "normalized" else self.schema.compose("t.{people.email}", people=table),
-            role=self._role(sql.Literal(_mapping.PEOPLE[table])),
-            side=sql.Literal(SIDES[table]),
-            values=self._further(values),
+            "SELECT {values} FROM member AS m JOIN {people} AS t ON t.{people.id} = m.source_id WHERE m.side = {side} AND m.size = 1",
+            people=table, values=comma(value for unused, value in alone), side=sql.Literal(SIDES[table]),
         )
 
     @staticmethod

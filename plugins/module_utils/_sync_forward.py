@@ -81,9 +81,9 @@ ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation + 1;
 
 #: The same for the one key of a variable, which nearly always has its row.
 LOCK_ONE = """
-UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 WHERE l.identity_key = {key};
+UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 WHERE l.identity_key = {key} AND l.generation > 0;
 IF NOT FOUND THEN
-    {lock}
+    {left}{lock}
 END IF;
 """
 
@@ -92,10 +92,31 @@ LOCK_FOUND = """
 UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 FROM {whose} AND l.identity_key = i.identity_key
 RETURNING {found} INTO {into};
 IF NOT FOUND THEN
-    {lock}
+    {left}{lock}
     SELECT {found} INTO {into} FROM {whose} LIMIT 1;
 END IF;
 """
+
+# A write to somebody whom the backfill has still to carry, and will: his row was there before the sync. His lock row says so by
+# its generation, 0, until whoever carries him raises it.
+_LEFT_TO_BACKFILL = """
+DECLARE
+    uu_generation bigint;
+BEGIN
+    IF uu_key IS NULL OR NOT EXISTS (SELECT FROM unified_user_journal.backfill AS s WHERE NOT s.done) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO unified_user_journal.identity_lock AS l (identity_key, generation) VALUES (uu_key, 0)
+    ON CONFLICT (identity_key) DO UPDATE SET generation = l.generation RETURNING l.generation INTO uu_generation;
+    RETURN uu_generation = 0;
+END
+"""
+
+_RETURN_WHERE_LEFT = """
+    IF unified_user_journal.left_to_backfill({key}) THEN
+        RETURN NULL;
+    END IF;
+    """
 
 #: When a new row was made. What bears a time before the start of the sync is the copy's, so a clock that is set back must not say one.
 MOMENT = (
@@ -383,15 +404,11 @@ BEGIN
     IF TG_OP = 'UPDATE' AND {same} THEN
         uu_key := {new_key};
         {lock}
-        WITH member AS (
-            SELECT {side}::smallint AS side, i.source_id, i.identity_key AS key, 1 AS position, 1 AS size, i.user_id
-            FROM unified_user_journal.identity_map AS i
-            WHERE i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
-            AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                            WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
-            AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key) AND NOT {diverged}
-        ), wanted ({columns}) AS ({select})
-        UPDATE {users} AS u SET {updates} FROM wanted AS w WHERE u.{users.id} = w.{id};
+        UPDATE {users} AS u SET {updates} FROM unified_user_journal.identity_map AS i
+        WHERE u.{users.id} = i.user_id AND i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
+        AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                        WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
+        AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key) AND NOT {diverged};
         IF FOUND THEN
             RETURN NULL;
         END IF;
@@ -406,9 +423,21 @@ FUNCTION = """
 CREATE OR REPLACE FUNCTION unified_user_journal.{name}({arguments}) RETURNS {returns} LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
 """
 
-#: Makes a trigger function.
-TRIGGER_FUNCTION = """
+# Makes a trigger function.
+_TRIGGER_FUNCTION = """
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body}
+"""
+
+# What an update leaves as it was is nobody's business; by image, as not every type has an equality. It is asked here because the
+# text of a trigger's own condition is read anew with every statement. From PostgreSQL 18 on RETURNING has an OLD and a NEW, too.
+_TRIGGER_BODY = """
+#variable_conflict use_variable
+BEGIN
+    IF TG_OP = 'UPDATE' AND NOT OLD OPERATOR(pg_catalog.*<>) NEW THEN
+        RETURN NULL;
+    END IF;
+    {body};
+END
 """
 
 # His studios stay, and with them other people's bookings (the contract: Erasure).
@@ -492,14 +521,21 @@ class Forward:
                 "name": sql.SQL("renew_guest"), "arguments": sql.SQL("uu_user text, uu_key text, uu_booking text, uu_updated timestamp"),
                 "returns": sql.SQL("boolean"), "body": self._text(self.schema.compose(_RENEW_GUEST)), "settings": made,
             }),
+            compose(FUNCTION, {
+                "name": sql.SQL("left_to_backfill"), "arguments": sql.SQL("uu_key text"),
+                "returns": sql.SQL("boolean"), "body": self._text(sql.SQL(_LEFT_TO_BACKFILL)), "settings": made,
+            }),
         ]  # fmt: skip
         triggers = {f"forward_{table}": self._trigger(table) for table in TRIGGERED}
         triggers["forward_release_studios"] = self.schema.compose(_RELEASE, heir=self._heir(), lock=self._lock_released())
         triggers["refuse_truncate"] = sql.SQL(_REFUSE_TRUNCATE)
         for name, body in triggers.items():
-            parts = {"function": sql.Identifier(SCHEMA, name), "settings": made, "body": self._text(body)}
-            statements.append(compose(TRIGGER_FUNCTION, parts))
+            statements.append(trigger_function(name, made, body, self.database))
         return statements
+
+    def _left(self, key):
+        """Return what ends a trigger whose key, an expression, the backfill has still to carry."""
+        return compose(_RETURN_WHERE_LEFT, {"key": key})
 
     def _lock_released(self):
         """Lock the studios of an owner who goes, where somebody else may name their heir meanwhile."""
@@ -777,8 +813,10 @@ class Forward:
             bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
         return schema.compose(
-            _BOOKING_TRIGGER, new_key=self.key("bookings", "NEW"), lock_customer=lock_found(schema.compose(_WHOSE_CUSTOMER), "i.user_id", "uu_user"),
-            lock_person=lock_found(sql.SQL(_WHOSE_KEY), "i.user_id", "uu_user"), lock=lock_one("uu_key"),
+            _BOOKING_TRIGGER, new_key=self.key("bookings", "NEW"),
+            lock_customer=lock_found(schema.compose(_WHOSE_CUSTOMER), "i.user_id", "uu_user", self._left(schema.compose(
+                "(SELECT {key} FROM {customers} AS c WHERE c.{customers.id} = NEW.{bookings.customerId})", key=self.key("customers", "c")))),
+            lock_person=lock_found(sql.SQL(_WHOSE_KEY), "i.user_id", "uu_user"), lock=lock_one("uu_key", self._left(sql.SQL("uu_key"))),
             same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
             insert=schema.compose(
                 _INSERT_BOOKING, columns=comma(left for left, unused in pairs),
@@ -806,15 +844,14 @@ class Forward:
 
     def _person_trigger(self, table: str):
         schema = self.schema
-        alone = ScopedSchema(schema, {table: sql.SQL("SELECT NEW.*")})
-        columns, select = Projection(alone, self.policies, sql.SQL("NULL")).users_alone(table)
-        users = self.schema["users"]
-        written = [column for column in columns if users.logical_name(column.string) not in ("id", "primaryRole", "isActive", "isSuspended")]
+        users = schema["users"]
+        alone = Projection(schema, self.policies, sql.SQL("NULL")).user_alone(table, "NEW", sql.SQL("i.user_id"), sql.SQL("uu_key"))
+        kept = ("id", "primaryRole", "isActive", "isSuspended")
         rows = ("OLD", "NEW")
         return schema.compose(
-            _PERSON_TRIGGER, people=table, name=sql.Literal(table), side=sql.Literal(SIDES[table]), new_key=self.key(table, "NEW"), lock=lock_one("uu_key"),
-            columns=comma(columns), select=select, id=sql.Identifier(users.names["id"]), diverged=self._diverged(),
-            updates=comma(compose("{c} = w.{c}", {"c": column}) for column in written),
+            _PERSON_TRIGGER, people=table, name=sql.Literal(table), new_key=self.key(table, "NEW"),
+            lock=lock_one("uu_key", self._left(sql.SQL("uu_key"))), diverged=self._diverged(),
+            updates=comma(compose("{c} = {v}", {"c": column, "v": value}) for column, value in alone if users.logical_name(column.string) not in kept),
             same=schema.compose("NEW.{people.id} = OLD.{people.id} AND {new} = {old}", people=table, new=self.key(table, "NEW"), old=self.key(table, "OLD")),
             slow=recompute(
                 keep_password=schema.compose(
@@ -824,6 +861,19 @@ class Forward:
                 keys=comma(self.key(table, row) for row in rows), ids=comma(schema.compose("{row}.{people.id}", people=table, row=sql.SQL(row)) for row in rows)
             ),
         )
+
+
+def trigger_function(name: str, made, body, database: Database):
+    """Return the statement that makes a trigger function.
+
+    Args:
+        name: of the function, in the journal's schema.
+        made: its composed SET clauses.
+        body: its composed block.
+        database: an open session, for quoting.
+    """
+    text = compose(_TRIGGER_BODY, {"body": body}).as_string(database.connection)
+    return compose(_TRIGGER_FUNCTION, {"function": sql.Identifier(SCHEMA, name), "settings": made, "body": sql.Literal(text)})
 
 
 def recompute(keep_password=None, **arrays):
@@ -843,25 +893,29 @@ def recompute(keep_password=None, **arrays):
     )
 
 
-def lock_one(key: str):
+def lock_one(key: str, left):
     """Lock the identity key that a variable holds; NULL is nobody's.
 
     Args:
         key: the variable's name.
+        left: composed; what is done before a lock row is made.
     """
-    return compose(LOCK_ONE, {"key": sql.SQL(key), "lock": compose(LOCK, {"keys": sql.SQL(f"ARRAY[{key}]")})})
+    return compose(LOCK_ONE, {"key": sql.SQL(key), "left": left, "lock": compose(LOCK, {"keys": sql.SQL(f"ARRAY[{key}]")})})
 
 
-def lock_found(whose, found: str, into: str):
+def lock_found(whose, found: str, into: str, left=None):
     """Look somebody up, and lock his key.
 
     Args:
         whose: composed FROM and WHERE clauses, in which ``i`` is a row of the map.
         found: expression of what to look up.
         into: the variable it goes to; NULL where nobody is found.
+        left: composed; what is done before a lock row is made, or None.
     """
     keys = compose("ARRAY(SELECT i.identity_key FROM {whose})", {"whose": whose})
-    return compose(LOCK_FOUND, {"whose": whose, "found": sql.SQL(found), "into": sql.SQL(into), "lock": compose(LOCK, {"keys": keys})})
+    return compose(LOCK_FOUND, {
+        "whose": whose, "found": sql.SQL(found), "into": sql.SQL(into), "left": left or sql.SQL(""), "lock": compose(LOCK, {"keys": keys}),
+    })  # fmt: skip
 
 
 def same_guest(schema: Schema, table: str):

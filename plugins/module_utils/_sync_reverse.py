@@ -11,22 +11,21 @@ from __future__ import annotations
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import Schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, sql
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import SCHEMA, STUDIO_LOCK
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._journal import STUDIO_LOCK
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, SIDES, Projection
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import CUSTOMER_SIDE, Projection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import all_of, comma, compose, derived_id, identity_key, is_usable
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_forward import (
     FUNCTION,
     LOCK,
     MOMENT,
-    TRIGGER_FUNCTION,
     changed,
     differ,
     lock_found,
     same_guest,
     settings,
+    trigger_function,
 )
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_scope import ScopedSchema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync_three_way import heir, noted, noted_value
 
 #: Unified tables whose writes are carried.
@@ -251,15 +250,13 @@ _WHOSE_ROW = "unified_user_journal.identity_map AS i WHERE i.user_id = NEW.{user
 
 _WRITE_ALONE = """
 IF uu_table = {name} THEN
-    WITH his AS (
-        SELECT i.source_id FROM unified_user_journal.identity_map AS i
-        WHERE i.user_id = NEW.{users.id} AND i.source_table = {name} AND i.identity_key = uu_key AND {alone}
-    ), written AS (
-        UPDATE {people} AS p SET {updates} FROM his WHERE p.{people.id} = his.source_id AND ({changed}) RETURNING p.*
-    ), there AS (
-        SELECT w.* FROM written AS w UNION ALL SELECT p.* FROM his JOIN {people} AS p ON p.{people.id} = his.source_id WHERE NOT ({changed})
-    ), member AS (SELECT {side}::smallint AS side, his.source_id, uu_key AS key, 1 AS position, 1 AS size, NEW.{users.id} AS user_id FROM his)
-    SELECT {same} INTO uu_settled FROM ({select}) AS w ({columns});
+    SELECT i.source_id INTO uu_row FROM unified_user_journal.identity_map AS i
+    WHERE i.user_id = NEW.{users.id} AND i.source_table = {name} AND i.identity_key = uu_key AND {alone};
+    IF FOUND AND ({changed}) THEN
+        UPDATE {people} AS t SET {updates} WHERE t.{people.id} = uu_row RETURNING {same} INTO uu_settled;
+    ELSIF FOUND THEN
+        SELECT {same} INTO uu_settled FROM {people} AS t WHERE t.{people.id} = uu_row;
+    END IF;
 END IF;
 """
 
@@ -268,6 +265,7 @@ DECLARE
     uu_keys text[];
     uu_key text;
     uu_table text;
+    uu_row text;
     uu_settled boolean;
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -500,8 +498,7 @@ class Reverse:
             for name, arguments, returns, body in helpers
         ]  # fmt: skip
         for table in TRIGGERED:
-            parts = {"function": sql.Identifier(SCHEMA, f"reverse_{table}"), "settings": made, "body": self._text(self._trigger(table))}
-            statements.append(compose(TRIGGER_FUNCTION, parts))
+            statements.append(trigger_function(f"reverse_{table}", made, self._trigger(table), self.database))
         return statements
 
     def _text(self, body):
@@ -592,24 +589,23 @@ class Reverse:
     def _write_alone(self, table: str):
         """Write what changed of a user who is one row of this table, and say whether he is what his row calls for then."""
         schema, users = self.schema, self.schema["users"]
-        columns, select = Projection(ScopedSchema(schema, {table: sql.SQL("SELECT x.* FROM there AS x")}), self.policies, sql.SQL("NULL")).users_alone(table)
+        alone = Projection(schema, self.policies, sql.SQL("NULL")).user_alone(table, "t", schema.compose("NEW.{users.id}"), sql.SQL("uu_key"))
         pairs = self._pairs(table, "NEW")
         other_role = next(role for name, role in _ROLES.items() if name != table)
         return schema.compose(
-            _WRITE_ALONE, people=table, name=sql.Literal(table), side=sql.Literal(SIDES[table]), columns=comma(columns), select=select,
-            alone=schema.compose(_ALONE, other_role=sql.Literal(other_role)),
+            _WRITE_ALONE, people=table, name=sql.Literal(table), alone=schema.compose(_ALONE, other_role=sql.Literal(other_role)),
             changed=sql.SQL(" OR ").join(changed(users.columns[ours]) for unused, ours, value in pairs),
             updates=comma(
-                compose("{c} = CASE WHEN {changed} THEN {value} ELSE p.{c} END", {
+                compose("{c} = CASE WHEN {changed} THEN {value} ELSE t.{c} END", {
                     "c": sql.Identifier(theirs), "value": value, "changed": changed(users.columns[ours]),
                 })
                 for theirs, ours, value in pairs
             ),
             same=all_of(
-                compose("NOT ({differ})", {"differ": differ(users.columns[c.string], compose("NEW.{c}", {"c": c}), compose(
-                    "w.{c}::{type}", {"c": c, "type": sql.SQL(users.columns[c.string].type)}
+                compose("NOT ({differ})", {"differ": differ(users.columns[column.string], compose("NEW.{c}", {"c": column}), compose(
+                    "({value})::{type}", {"value": value, "type": sql.SQL(users.columns[column.string].type)}
                 ))})
-                for c in columns if users.logical_name(c.string) not in ("id", "isActive", "isSuspended")
+                for column, value in alone if users.logical_name(column.string) not in ("id", "isActive", "isSuspended")
             ),
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ def die(*_arguments):
 
 enter, carry = _runner.Runner.enter, _backfill.Backfill._carry
 if sys.argv[3] == "in a batch":
-    _backfill.Backfill._carry = lambda self, size: (carry(self, size), die())
+    _backfill.Backfill._carry = lambda self: (carry(self), die())
 else:
     _runner.Runner.enter = lambda self, phase: (enter(self, phase), die() if phase == sys.argv[3] else None)
 connect = lambda: Database(psycopg2.connect(host=sys.argv[1].split(":")[0], port=sys.argv[1].split(":")[1], user="postgres", dbname=sys.argv[2]))
@@ -309,8 +309,8 @@ def test_a_write_meets_the_batch_that_carries_its_rows(stage, monkeypatch, write
 
     writer = threading.Thread(target=work, daemon=True)
 
-    def filled(self, table, *target):
-        rows = fill(self, table, *target)
+    def filled(self, table):
+        rows = fill(self, table)
         if table == "new_bookings" and not begun:
             begun.append(table)
             writer.start()
@@ -323,6 +323,79 @@ def test_a_write_meets_the_batch_that_carries_its_rows(stage, monkeypatch, write
     assert result["finished"] and not writer.is_alive() and begun and set(errors) <= {"40001", "40P01"}
     if isolation == "read committed":
         assert not errors
+    with contextlib.closing(stage.connect()) as database:
+        verify_database(database).require()
+
+
+#: Writes that concern one person alone, whoever he is.
+LEFT = {
+    "a profile": CHANGE,
+    "a profile, twice": f"{CHANGE}; {CHANGE.replace('4711', '4712')}",
+    "an owner's profile": "UPDATE studio_owners SET name = 'Zoë' WHERE id = (SELECT min(id) FROM studio_owners)",
+    "a booking": WRITES["a booking"],
+    "a status": "UPDATE bookings SET status = 'CANCELLED' WHERE id = (SELECT min(id) FROM bookings WHERE \"customerId\" IS NOT NULL)",
+    "a guest's status": "UPDATE bookings SET status = 'CANCELLED' WHERE id = (SELECT min(id) FROM bookings WHERE \"customerId\" IS NULL)",
+}
+
+
+def carried(session: Database) -> dict:
+    return session.row(
+        "SELECT (SELECT count(*) FROM users) AS users, (SELECT count(*) FROM new_bookings) AS bookings,"
+        " (SELECT count(*) FROM unified_user_journal.identity_lock WHERE generation = 0) AS left"
+    )
+
+
+@pytest.mark.parametrize("write", LEFT)
+def test_a_write_to_somebody_still_to_be_carried_is_left_to_the_batch(stage, monkeypatch, write):
+    seen = []
+
+    def work():
+        stage.session.execute(LEFT[write])
+        seen.append(carried(stage.session))
+
+    at(monkeypatch, "backfill", work)
+    result = stage.copy().run()
+    assert seen == [{"users": 0, "bookings": 0, "left": 1}]
+    assert result["finished"] and carried(stage.session)["left"] == 0
+    with contextlib.closing(stage.connect()) as database:
+        verify_database(database).require()
+
+
+@pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])
+def test_a_batch_waits_for_a_write_that_was_left_to_it(stage, monkeypatch, ending):
+    application = stage.connect()
+    application.execute("SET search_path = public; SET application_name = 'application'")
+    ends = threading.Timer(0.7, lambda: application.execute(ending))
+
+    def begin():
+        application.execute(f"BEGIN; {CHANGE}")
+        ends.start()
+
+    at(monkeypatch, "backfill", begin)
+    result = stage.copy(batch_keys=2000).run()
+    ends.join()
+    assert result["finished"] and carried(stage.session)["left"] == 0
+    assert stage.session.value("SELECT count(*) FROM users WHERE phone = '4711'") == (ending == "COMMIT")
+    with contextlib.closing(stage.connect()) as database:
+        verify_database(database).require()
+
+
+def test_somebody_new_is_carried_at_once_and_nobody_is_left_once_the_backfill_is_over(stage, monkeypatch):
+    seen = []
+
+    def sign_up():
+        stage.session.execute(WRITES["sign-up of a customer"])
+        seen.append(carried(stage.session))
+
+    def change():
+        stage.session.execute("DELETE FROM unified_user_journal.identity_lock")
+        stage.session.execute(CHANGE)
+        seen.append(carried(stage.session))
+
+    at(monkeypatch, "backfill", sign_up)
+    assert stage.copy().run()["finished"]
+    change()
+    assert [found["left"] for found in seen] == [0, 0] and seen[0]["users"] == 1
     with contextlib.closing(stage.connect()) as database:
         verify_database(database).require()
 
