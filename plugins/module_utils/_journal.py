@@ -23,7 +23,8 @@ STUDIO_LOCK = "\x01studio "
 #: Key of the session-level advisory lock that keeps two runs apart; chosen once, by chance.
 LOCK_KEY = 5077220411
 
-# Text columns keep the default collation: comparisons with application columns then find their indexes.
+# Text columns keep the default collation: comparisons with application columns then find their indexes. The map's own begins
+# with what tells rows apart: no plan should find half of them by their table.
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS unified_user_journal;
 CREATE TABLE IF NOT EXISTS unified_user_journal.run (
@@ -45,7 +46,7 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.identity_map (
     identity_key text NOT NULL,
     made boolean NOT NULL DEFAULT false,
     native boolean NOT NULL DEFAULT false,
-    CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)
+    CONSTRAINT identity_map_pkey PRIMARY KEY (source_id, source_table)
 );
 CREATE TABLE IF NOT EXISTS unified_user_journal.quarantine (
     source_table text NOT NULL,
@@ -227,7 +228,7 @@ def fill_identity_map(database: Database, select) -> int:
     rows = database.execute(
         compose("INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}", {"select": select})
     )
-    database.execute("ALTER TABLE unified_user_journal.identity_map ADD CONSTRAINT identity_map_pkey PRIMARY KEY (source_table, source_id)")
+    database.execute("ALTER TABLE unified_user_journal.identity_map ADD CONSTRAINT identity_map_pkey PRIMARY KEY (source_id, source_table)")
     return rows
 
 

@@ -87,10 +87,11 @@ IF NOT FOUND THEN
 END IF;
 """
 
-#: The same for the key of somebody who is looked up by a row ``i`` of the map, in one statement where there is a lock row.
+#: The same for the key of somebody who is looked up by a row ``i`` of the map, in one statement where there is a lock row. It is
+#: no join: planned while few keys have a lock row, one would look through all of them ever after.
 LOCK_FOUND = """
-UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1 FROM {whose} AND l.identity_key = i.identity_key
-RETURNING {found} INTO {into};
+UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
+WHERE l.identity_key = ANY (ARRAY(SELECT i.identity_key FROM {whose})) RETURNING (SELECT {found} FROM {whose} LIMIT 1) INTO {into};
 IF NOT FOUND THEN
     {left}{lock}
     SELECT {found} INTO {into} FROM {whose} LIMIT 1;
@@ -404,11 +405,12 @@ BEGIN
     IF TG_OP = 'UPDATE' AND {same} THEN
         uu_key := {new_key};
         {lock}
-        UPDATE {users} AS u SET {updates} FROM unified_user_journal.identity_map AS i
-        WHERE u.{users.id} = i.user_id AND i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
-        AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                        WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
-        AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key) AND NOT {diverged};
+        UPDATE {users} AS u SET {updates} WHERE u.{users.id} = (
+            SELECT i.user_id FROM unified_user_journal.identity_map AS i
+            WHERE i.source_table = {name} AND i.source_id = NEW.{people.id} AND i.identity_key = uu_key
+            AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+                            WHERE n.identity_key = uu_key AND (n.source_table, n.source_id) IS DISTINCT FROM ({name}, NEW.{people.id}))
+            AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = uu_key) AND NOT {diverged});
         IF FOUND THEN
             RETURN NULL;
         END IF;
@@ -845,7 +847,7 @@ class Forward:
     def _person_trigger(self, table: str):
         schema = self.schema
         users = schema["users"]
-        alone = Projection(schema, self.policies, sql.SQL("NULL")).user_alone(table, "NEW", sql.SQL("i.user_id"), sql.SQL("uu_key"))
+        alone = Projection(schema, self.policies, sql.SQL("NULL")).user_alone(table, "NEW", schema.compose("u.{users.id}"), sql.SQL("uu_key"))
         kept = ("id", "primaryRole", "isActive", "isSuspended")
         rows = ("OLD", "NEW")
         return schema.compose(

@@ -234,16 +234,18 @@ UPDATE {people} AS p SET {updates} FROM {users} AS u, (
 ) AS r WHERE u.{users.id} = uu_user AND p.{people.id} = r.source_id AND ({changed});
 """
 
-# Nothing leans on a user who is one person of his own, whose key is as it was, and who is what his row calls for.
+# Nothing leans on a user who is one person of his own, whose key is as it was, and who is what his row calls for. OFFSET has
+# each looked up: planned while a table is small, a join would go through all of it ever after.
 _ALONE = """
-NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n WHERE n.user_id = i.user_id AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
+NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
+            WHERE n.user_id = i.user_id AND (n.source_table, n.source_id) <> (i.source_table, i.source_id) OFFSET 0)
 AND NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS n
-                WHERE n.identity_key = i.identity_key AND (n.source_table, n.source_id) <> (i.source_table, i.source_id))
-AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = i.identity_key)
-AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = i.user_id)
-AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)
+                WHERE n.identity_key = i.identity_key AND (n.source_table, n.source_id) <> (i.source_table, i.source_id) OFFSET 0)
+AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.identity_key = i.identity_key OFFSET 0)
+AND NOT EXISTS (SELECT FROM unified_user_journal.quarantine AS q WHERE q.source_table = 'users' AND q.source_id = i.user_id OFFSET 0)
+AND NOT EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id OFFSET 0)
 AND NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assignments.userId} = i.user_id
-                AND r.{user_role_assignments.role}::text = {other_role} AND r.{user_role_assignments.studioId} IS NULL)
+                AND r.{user_role_assignments.role}::text = {other_role} AND r.{user_role_assignments.studioId} IS NULL OFFSET 0)
 """
 
 _WHOSE_ROW = "unified_user_journal.identity_map AS i WHERE i.user_id = NEW.{users.id} AND i.identity_key = uu_key AND i.source_table <> 'bookings'"

@@ -93,14 +93,17 @@ IF uu_customers_moved <> '{}' THEN
 END IF;
 """
 
+# Here and elsewhere what few have is looked up and not joined (OFFSET keeps it so): planned while nobody has it, a join would go
+# through all there is ever after.
+
 # A column is written only where the projection says something else than it did. Who had none before is only noted; so is, after
 # a write on the unified side, everybody but guests: other rows of that write may still wait for their triggers.
 _USERS = """
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w)
 INSERT INTO {users} AS n ({columns}) SELECT w.* FROM typed AS w WHERE NOT EXISTS (SELECT FROM {users} AS u WHERE u.{id} = w.{id});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
-based AS (SELECT w.*, coalesce(d.projection, {noted_user}) AS "uu base" FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id}
-          LEFT JOIN unified_user_journal.divergence AS d ON d.user_id = w.{id} WHERE w.{id} <> ALL (uu_natives)
+based AS (SELECT w.*, coalesce((SELECT d.projection FROM unified_user_journal.divergence AS d WHERE d.user_id = w.{id}), {noted_user}) AS "uu base"
+          FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id} WHERE w.{id} <> ALL (uu_natives)
           AND (uu_reversed = '{}' OR (w.{id} IN (SELECT g.user_id FROM guest AS g) AND w.{id} <> ALL (uu_reversed))))
 UPDATE {users} AS n SET {updates} FROM based AS w WHERE n.{id} = w.{id} AND ({changed});
 WITH {relations}, wanted ({columns}) AS ({select}), typed AS (SELECT {typed} FROM wanted AS w),
@@ -109,7 +112,8 @@ noted AS (
     SELECT w.{id}, {noted} FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id} WHERE ({differs})
     ON CONFLICT (user_id) DO UPDATE SET projection = excluded.projection WHERE d.projection <> excluded.projection
 )
-DELETE FROM unified_user_journal.divergence AS d USING typed AS w, {users} AS u WHERE d.user_id = w.{id} AND u.{id} = w.{id} AND NOT ({differs});
+DELETE FROM unified_user_journal.divergence AS d
+WHERE d.user_id = ANY (ARRAY(SELECT w.{id} FROM typed AS w JOIN {users} AS u ON u.{id} = w.{id} WHERE NOT ({differs})));
 """
 
 # The ids in uu_rows that are of one table.
@@ -251,7 +255,7 @@ PERFORM unified_user_journal.lock_studios(ARRAY(SELECT s.{studios.id} FROM {stud
 _KEEP = """
 uu_kept := uu_kept || ARRAY(
     SELECT i.user_id FROM unified_user_journal.identity_map AS i WHERE i.source_table = 'bookings' AND i.user_id = ANY (uu_gone)
-    AND EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.user_id = i.user_id)
+    AND EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.user_id = i.user_id OFFSET 0)
     AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.key = i.identity_key));
 uu_gone := ARRAY(SELECT unnest(uu_gone) EXCEPT SELECT unnest(uu_kept));
 """
@@ -349,13 +353,10 @@ class PinnedProjection(Projection):
     """The projection in which a pinned booking belongs to whom it is pinned to, whatever the rules say."""
 
     def _booking_user(self):
-        return sql.SQL("coalesce(pin.user_id, c.user_id, i.user_id, g.user_id)")
-
-    def _booking_source(self):
-        return sql.Composed([
-            super()._booking_source(),
-            self.schema.compose(" LEFT JOIN unified_user_journal.pinned_booking AS pin ON pin.booking_id = t.{bookings.id}"),
-        ])  # fmt: skip
+        return self.schema.compose(
+            "coalesce((SELECT pin.user_id FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = t.{bookings.id}), {user})",
+            user=super()._booking_user(),
+        )
 
 
 class ThreeWay(Forward):
@@ -366,13 +367,13 @@ class ThreeWay(Forward):
     def _anonymous(self):
         return self.schema.compose(
             "SELECT q.* FROM ({select}) AS q WHERE NOT EXISTS"
-            " (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = q.{bookings.id})",
+            " (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = q.{bookings.id} OFFSET 0)",
             select=super()._anonymous(),
         )
 
     def _unresolvable(self):
         return self.schema.compose(
-            "({unresolvable} AND NOT EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = b.{bookings.id}))",
+            "({unresolvable} AND NOT EXISTS (SELECT FROM unified_user_journal.pinned_booking AS pin WHERE pin.booking_id = b.{bookings.id} OFFSET 0))",
             unresolvable=super()._unresolvable(),
         )
 
@@ -394,7 +395,7 @@ class ThreeWay(Forward):
         ).format(id=self.schema.compose("OLD.{studio_owners.id}"))))  # fmt: skip
 
     def _diverged(self):
-        return sql.SQL("EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id)")
+        return sql.SQL("EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = i.user_id OFFSET 0)")
 
     def _users_there(self):
         return self.schema.compose("UNION SELECT u.{users.id} FROM {users} AS u WHERE {key} = ANY (uu_keys) ", key=self.key("users", "u"))

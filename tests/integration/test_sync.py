@@ -275,6 +275,61 @@ def test_every_lookup_has_an_index(session):
     assert sync.changes("both") and sync.install("both") and not sync.changes("both")
 
 
+#: What is written most, on either side, for one person.
+FREQUENT_WRITES = {
+    "a booking": (
+        "INSERT INTO bookings SELECT (jsonb_populate_record(b, jsonb_build_object('id', clock_timestamp()))).* FROM bookings AS b"
+        " WHERE b.id = (SELECT max(id) FROM bookings WHERE \"customerId\" IS NOT NULL)"
+    ),
+    "a status": "UPDATE bookings SET status = 'CANCELLED', \"updatedAt\" = now() WHERE id = (SELECT max(id) FROM bookings)",
+    "a profile": "UPDATE customers SET name = name || 'x' WHERE id = (SELECT max(id) FROM customers)",
+    "a sign-up": (
+        "INSERT INTO customers (id, name, email, \"updatedAt\") SELECT m.id, m.id, m.id || '@example.org', now()"
+        " FROM (SELECT md5(clock_timestamp()::text) AS id) AS m"
+    ),
+    "an e-mail": "UPDATE customers SET email = 'x' || email WHERE id = (SELECT min(id) FROM customers)",
+    "a guest's booking": (
+        "INSERT INTO bookings SELECT (jsonb_populate_record(b, jsonb_build_object('id', clock_timestamp(), 'customerId', NULL,"
+        " 'customerEmail', 'guest@example.org'))).* FROM bookings AS b WHERE b.id = (SELECT min(id) FROM bookings)"
+    ),
+    "a booking there": (
+        "INSERT INTO new_bookings SELECT (jsonb_populate_record(b, jsonb_build_object('id', clock_timestamp()))).* FROM new_bookings AS b"
+        " WHERE b.id = (SELECT max(b.id) FROM new_bookings AS b JOIN customers AS c ON c.id = b.\"customerId\")"
+    ),
+    "a status there": "UPDATE new_bookings SET status = 'CONFIRMED', \"updatedAt\" = now() WHERE id = (SELECT max(id) FROM new_bookings)",
+    "a profile there": "UPDATE users SET name = name || 'x' WHERE id = (SELECT max(id) FROM customers)",
+}
+
+_OTHERS = """
+INSERT INTO unified_user_journal.identity_lock SELECT 'other' || n, 1 FROM generate_series(1, 3000) AS n;
+INSERT INTO unified_user_journal.identity_map SELECT 'customers', 'other' || n, 'other' || n, 'other' || n FROM generate_series(1, 3000) AS n;
+INSERT INTO unified_user_journal.quarantine SELECT 'customers', 'other' || n, 'unusable_email', '{}', 'other' || n FROM generate_series(1, 3000) AS n;
+INSERT INTO unified_user_journal.divergence SELECT 'other' || n, '{}' FROM generate_series(1, 3000) AS n;
+INSERT INTO unified_user_journal.pinned_booking SELECT 'other' || n, 'other' || n FROM generate_series(1, 3000) AS n;
+"""
+
+_LOOKED_THROUGH = """
+SELECT sum(seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_xact_all_tables WHERE schemaname = 'unified_user_journal'
+"""
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_what_was_planned_while_few_rows_were_there_does_not_look_through_many(session, direction):
+    """A session keeps its plans; the journal's tables begin empty, and grow."""
+    forward(session).install(direction)
+    session.execute("SET search_path = public")
+    session.execute("VACUUM (ANALYZE)")
+    writes = {name: write for name, write in FREQUENT_WRITES.items() if direction == "both" or not name.endswith("there")}
+    for write in writes.values():
+        session.execute(write)
+    session.execute(_OTHERS)
+    for name, write in writes.items():
+        with session.transaction():
+            before = session.value(_LOOKED_THROUGH)
+            assert session.execute(write) == 1
+            assert session.value(_LOOKED_THROUGH) - before < 50, name
+
+
 def plan(session: Database, statement: str) -> str:
     """The plan of a statement, as text."""
     return "\n".join(row["QUERY PLAN"] for row in session.rows(f"EXPLAIN {statement}"))
