@@ -54,33 +54,26 @@ WITH locked AS (
 DELETE FROM batch AS b WHERE NOT EXISTS (SELECT FROM locked AS l WHERE l.identity_key = b.key)
 """
 
-# What is not simply new: an id that somebody else has or had, a duplicate that stays out, an unusable e-mail.
+# What is not simply new: an id that somebody else has or had, a duplicate that stays out, an unusable e-mail. OFFSET has each
+# looked up: planned while the map is small, a join would read all of it for every batch.
 _UNUSUAL = """
-SELECT DISTINCT q.key FROM (
-    SELECT m.key FROM member AS m WHERE EXISTS (
-        SELECT FROM unified_user_journal.identity_map AS i WHERE i.source_id = m.source_id AND i.source_table IN ('studio_owners', 'customers'))
-    UNION ALL SELECT m.key FROM member AS m WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id IN (m.user_id, m.source_id))
-    UNION ALL SELECT m.key FROM member AS m JOIN {studio_owners} AS o ON o.{studio_owners.id} = m.source_id WHERE m.side = {customer} AND {owner_key} <> m.key
-    UNION ALL SELECT m.key FROM member AS m JOIN {customers} AS c ON c.{customers.id} = m.source_id WHERE m.side <> {customer} AND {customer_key} <> m.key
-    UNION ALL SELECT m.key FROM member AS m WHERE NOT {usable}
-    {duplicates}
-    UNION ALL SELECT g.key FROM guest AS g WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = g.user_id)
-    UNION ALL SELECT g.key FROM guest AS g JOIN {studio_owners} AS o ON o.{studio_owners.id} = g.user_id
-    UNION ALL SELECT g.key FROM guest AS g JOIN {customers} AS c ON c.{customers.id} = g.user_id
-) AS q
+SELECT m.key FROM member AS m WHERE NOT {usable} OR EXISTS (
+    SELECT FROM unified_user_journal.identity_map AS i WHERE i.source_id = m.source_id AND i.source_table IN ('studio_owners', 'customers') OFFSET 0
+) OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = m.user_id OFFSET 0)
+OR (m.user_id <> m.source_id AND EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = m.source_id OFFSET 0))
+OR CASE m.side WHEN {customer}
+    THEN EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = m.source_id AND {owner_key} <> m.key OFFSET 0)
+    ELSE EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = m.source_id AND {customer_key} <> m.key OFFSET 0)
+END
+{duplicates}
+UNION SELECT g.key FROM guest AS g WHERE EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = g.user_id OFFSET 0)
+OR EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = g.user_id OFFSET 0)
+OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = g.user_id OFFSET 0)
 """
 
-_DUPLICATES = "UNION ALL SELECT m.key FROM member AS m GROUP BY m.key, m.side HAVING count(*) > 1"
+_DUPLICATES = "UNION SELECT m.key FROM member AS m GROUP BY m.key, m.side HAVING count(*) > 1"
 
-_CARRY = "WITH carried AS (INSERT INTO {table} ({columns}) {select} RETURNING {parents}){held} SELECT (SELECT count(*) FROM carried) AS rows{lost}"
-
-# A parent that is being deleted answers at once; one that is gone already is missing from what could be locked.
-_HELD = (
-    ", held_{n} AS MATERIALIZED (SELECT p.{parent.id} FROM {parent} AS p"
-    " WHERE p.{parent.id} = ANY (ARRAY(SELECT c.{column} FROM carried AS c)) FOR KEY SHARE NOWAIT)"
-)
-
-_LOST = ", (SELECT count(DISTINCT c.{column}) FROM carried AS c) - (SELECT count(*) FROM held_{n}) AS lost_{n}"
+_FILL = "INSERT INTO {table} ({columns}) {select}"
 
 _MAP = "INSERT INTO unified_user_journal.identity_map (source_table, source_id, user_id, identity_key) {select}"
 
@@ -171,7 +164,10 @@ class Backfill:
             "find_unusual": compose("INSERT INTO unusual {select}", {"select": self._unusual()}),
             "fill_identity_map": compose(_MAP, {"select": self._projection.identity_map()}),
             "fill_quarantine": compose(_QUARANTINE, {"select": self._people.quarantine()}),
-            **{f"fill_{table}": self._filling(table, *target) for table, target in self._projection.targets().items()},
+            **{
+                f"fill_{table}": self.schema.compose(_FILL, table=table, columns=comma(columns), select=select)
+                for table, (columns, select) in self._projection.targets().items()
+            },
         }
         for name, statement in statements.items():
             # Planned once: that takes as long as carrying a few hundred keys. Nobody analyzes the temporary tables: the planner
@@ -257,21 +253,7 @@ class Backfill:
         return rows
 
     def _fill(self, table: str) -> int:
-        row = self.database.row(compose("EXECUTE {name}", {"name": sql.Identifier(f"fill_{table}")}))
-        if any(count for name, count in row.items() if name != "rows"):
-            raise Yielded
-        return row["rows"]
-
-    def _filling(self, table: str, columns: list, select):
-        """Return what fills a table, holds what its rows refer to, and counts what of it is gone."""
-        names = self.schema[table].names
-        parents = [(number, sql.Identifier(names[column]), parent) for number, (column, parent) in enumerate(_mapping.PARENTS.get(table, {}).items())]
-        return self.schema.compose(
-            _CARRY, table=table, columns=comma(columns), select=select,
-            parents=comma([column for unused, column, unused_too in parents] or [sql.SQL("1")]),
-            held=sql.Composed([self.schema.compose(_HELD, n=sql.SQL(str(n)), column=column, parent=parent) for n, column, parent in parents]),
-            lost=sql.Composed([compose(_LOST, {"n": sql.SQL(str(n)), "column": column}) for n, column, unused in parents]),
-        )  # fmt: skip
+        return self.database.execute(compose("EXECUTE {name}", {"name": sql.Identifier(f"fill_{table}")}))
 
     def _unusual(self):
         stays_out = self.policies.duplicate_identities != "merge"

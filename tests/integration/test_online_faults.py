@@ -272,6 +272,8 @@ MEETING = {
     "a person goes": "DELETE FROM customers WHERE id = (SELECT min(id) FROM customers)",
     "an owner goes": "DELETE FROM studio_owners WHERE id = (SELECT min(id) FROM studio_owners)",
     "a studio goes": "DELETE FROM studios WHERE id = (SELECT \"studioId\" FROM bookings ORDER BY id LIMIT 1)",
+    "a service goes": "DELETE FROM services WHERE id = (SELECT \"serviceId\" FROM bookings ORDER BY id LIMIT 1)",
+    "every studio goes": "DELETE FROM studios",
     "every booking changes hands": "UPDATE bookings SET \"customerId\" = (SELECT max(id) FROM customers)",
     "two people swap their e-mails": (
         "BEGIN; CREATE TEMPORARY TABLE pair ON COMMIT DROP AS SELECT min(id) AS one, max(id) AS other FROM customers;"
@@ -288,7 +290,8 @@ MEETING = {
 
 
 @pytest.mark.parametrize(("write", "isolation"), [
-    *((write, "read committed") for write in MEETING), *((write, "serializable") for write in ("a person goes", "a guest books", "everybody's address")),
+    *((write, "read committed") for write in MEETING),
+    *((write, "serializable") for write in ("a person goes", "a studio goes", "a guest books", "everybody's address")),
 ])  # fmt: skip
 def test_a_write_meets_the_batch_that_carries_its_rows(stage, monkeypatch, write, isolation):
     fill, begun, errors = _backfill.Backfill._fill, [], []
