@@ -231,8 +231,9 @@ class DataFindings:
                 guests=derived, id=Projection.rekeyed_id(self.schema.compose("c.{customers.id}")), colliding=self._colliding(),
             )
         return self.schema.compose(
-            "SELECT d.id AS label FROM ({derived}) AS d WHERE EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = d.id)"
-            " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = d.id)"
+            # Each by itself, so that it can be a join.
+            "(SELECT d.id AS label FROM ({derived}) AS d WHERE EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = d.id)"
+            " UNION SELECT d.id FROM ({derived}) AS d WHERE EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = d.id))"
             " UNION ALL SELECT d.id FROM ({derived}) AS d GROUP BY d.id HAVING count(*) > 1",
             derived=derived,
         )

@@ -88,9 +88,8 @@ class OnlineCopy(AtomicCopy):
     strategy = "online"
 
     def __init__(self, database: Database, options: Options, online: OnlineOptions, connect: Callable[[], Database]) -> None:
-        super().__init__(database, options)
+        super().__init__(database, options, connect)
         self.online = online
-        self._connect = connect
         self._notes: list[str] = []
         self._longest_batch = 0.0
         self._deadline = time.monotonic() + online.slice_seconds if online.slice_seconds else None
@@ -192,8 +191,8 @@ class OnlineCopy(AtomicCopy):
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
 
-    def _settings(self) -> None:
-        super()._settings()
+    def _settings(self, database: Database | None = None) -> None:
+        super()._settings(database)
         # Shorter than any server takes to find a deadlock: it is us who yield.
         self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{min(self.options.lock_timeout, PATIENCE)}ms",))
 
@@ -374,7 +373,7 @@ class OnlineCopy(AtomicCopy):
             projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
             self._identities(projection)
             counts = {**self._counts(_mapping.FILLED), "quarantine": _journal.count_quarantine(self.database)}
-            summary = {"counts": counts, **self._summary(projection, counts["new_bookings"])}
+            summary = {"counts": counts, **self._summary(projection, counts["new_bookings"], lambda: self._linked_bookings(self.database, projection))}
         with self._phase(runner, "verify") as phase:
             found = verify_database(
                 self.database, options.schema, options.mapping, options.policies, options.sample_size, options.mask_pii,

@@ -71,6 +71,11 @@ class Projection:
             own_id=own_id, people=people, join=join,
         )
 
+    def unverified(self):
+        """Select the key of each identity of owners and customers none of whose e-mails was verified, without ``member``."""
+        people = sql.SQL(" UNION ALL ").join(self._people(table) for table in _mapping.PEOPLE)
+        return sql.SQL("SELECT p.key FROM ({}) AS p GROUP BY p.key HAVING NOT bool_or(p.verified)").format(people)
+
     def _people(self, table: str):
         return self.schema.compose(
             "SELECT {side}::smallint AS side, t.{people.id} AS id, {key} AS key,"

@@ -16,6 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._meanwhile import meanwhile
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection, WholeProjection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify
@@ -97,14 +98,16 @@ class AtomicCopy:
     Args:
         database: an open session; nothing else may use it meanwhile.
         options: how to copy.
+        connect: opens a further session of the same kind, which counts while this one writes; or None.
     """
 
     #: What the journal calls this way to copy.
     strategy = "atomic"
 
-    def __init__(self, database: Database, options: Options) -> None:
+    def __init__(self, database: Database, options: Options, connect: Callable[[], Database] | None = None) -> None:
         self.database = database
         self.options = options
+        self._connect = connect
         self.clock = _Clock()
         set_up_session(database)
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
@@ -287,15 +290,17 @@ class AtomicCopy:
             one_attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds
         )
 
-    def _settings(self) -> None:
-        lift_timeouts(self.database)
+    def _settings(self, database: Database | None = None) -> None:
+        """Set up the transaction of this session, or of another."""
+        database = database or self.database
+        lift_timeouts(database)
         for name, value in (
             ("lock_timeout", f"{self.options.lock_timeout}ms"),
             ("work_mem", self.options.work_mem),
             ("maintenance_work_mem", self.options.maintenance_work_mem),
             ("jit", "off"),
         ):
-            self.database.value("SELECT set_config(%s, %s, true)", (name, value))
+            database.value("SELECT set_config(%s, %s, true)", (name, value))
 
     def _take_down(self) -> int:
         _journal.create(self.database)
@@ -346,8 +351,10 @@ class AtomicCopy:
         )
         self._identities(projection)
         refuse("migrate the data", self._findings(projection).collect((BLOCKER,), prepared=True))
-        counts = self._fill(projection)
-        summary = {"counts": counts, **self._summary(projection, counts["new_bookings"])}
+        # What writes is one process. Nobody can change the bookings now, so that another session sees them as this one does.
+        with meanwhile(database, self._connect, lambda session: self._linked_bookings(session, projection)) as linked:
+            counts = self._fill(projection)
+            summary = {"counts": counts, **self._summary(projection, counts["new_bookings"], linked)}
         with self.clock.phase("build indexes and foreign keys") as phase:
             phase["rows"] = _deferral.put_back(database, self.schema)
         with self.clock.phase("analyze"):
@@ -399,8 +406,34 @@ class AtomicCopy:
             counts["quarantine"] = _journal.fill_quarantine(self.database, projection.quarantine()) if quarantines else 0
         return counts
 
-    def _summary(self, projection: Projection, copied: int) -> dict[str, Any]:
-        """Count what the contract wants counted beside the rows (sections 2 and 3); ``copied`` bookings are in new_bookings."""
+    def _linked_bookings(self, database: Database, projection: Projection) -> dict[str, int]:
+        """Count the bookings that name a customer, and those that are tied to somebody by an e-mail that was never verified."""
+        if database is not self.database:
+            set_up_session(database)
+            with database.transaction("ISOLATION LEVEL READ COMMITTED, READ ONLY"):
+                self._settings(database)
+                database.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+                return self._count_linked(database, projection)
+        return self._count_linked(database, projection)
+
+    def _count_linked(self, database: Database, projection: Projection) -> dict[str, int]:
+        keys = {
+            "booking_key": projection.booking_key("t"),
+            "customer_key": identity_key(self.schema.compose("c.{customers.email}"), self.options.policies.email_match),
+        }
+        return {
+            **database.row(self.schema.compose(_LINKED_BOOKINGS, **keys)),
+            "by_email_unverified": database.value(self.schema.compose(_UNVERIFIED_BOOKINGS, unverified=projection.unverified(), **keys)),
+        }
+
+    def _summary(self, projection: Projection, copied: int, linked: Callable[[], dict[str, int]]) -> dict[str, Any]:
+        """Count what the contract wants counted beside the rows (sections 2 and 3).
+
+        Args:
+            projection: what the rows were made by.
+            copied: how many bookings are in new_bookings.
+            linked: returns what ``_linked_bookings`` does.
+        """
         with self.clock.phase("count"):
             identities = self.database.row(self.schema.compose(_CREDENTIAL_COUNTS, carried=projection.carried()))
             identities.update(
@@ -418,16 +451,11 @@ class AtomicCopy:
                 )
                 for table in ("accounts", "sessions")
             }
-            keys = {
-                "booking_key": projection.booking_key("t"),
-                "customer_key": identity_key(self.schema.compose("c.{customers.email}"), self.options.policies.email_match),
-            }
             self._refuse_credentials_of_nobody()
-            bookings = self.database.row(self.schema.compose(_LINKED_BOOKINGS, **keys))
+            bookings = dict(linked())
             self._refuse_lost("bookings", bookings.pop("lost"), "customer")
             bookings["by_guest"] = self.database.value("SELECT coalesce(sum(bookings), 0)::bigint FROM guest")
             bookings["by_email"] = copied - bookings["by_customer"] - bookings["by_guest"]
-            bookings["by_email_unverified"] = self.database.value(self.schema.compose(_UNVERIFIED_BOOKINGS, **keys))
         return {"identities": identities, "not_carried": not_carried, "bookings": bookings}
 
 
@@ -459,6 +487,5 @@ FROM {bookings} AS t LEFT JOIN {customers} AS c ON c.{customers.id} = t.{booking
 """
 
 _UNVERIFIED_BOOKINGS = """
-SELECT count(*) FROM {bookings} AS t JOIN member AS m ON m.position = 1 AND NOT m.any_verified AND m.key = {booking_key}
-WHERE t.{bookings.customerId} IS NULL
+SELECT count(*) FROM {bookings} AS t JOIN ({unverified}) AS u ON u.key = {booking_key} WHERE t.{bookings.customerId} IS NULL
 """

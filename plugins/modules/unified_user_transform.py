@@ -225,7 +225,7 @@ def transform(module: UnifiedUserModule) -> dict:
         if module.params["strategy"] == "online":
             copy = OnlineCopy(database, options, OnlineOptions.from_parameters(module.params), module.connect)
         else:
-            copy = AtomicCopy(database, options)
+            copy = AtomicCopy(database, options, module.connect)
         if module.params["state"] == "absent":
             result = copy.undo(module.check_mode)
             before, after = result["counts"], dict.fromkeys(result["counts"], 0)

@@ -15,6 +15,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog imp
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import FILLED, SOURCES, Policies
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._meanwhile import meanwhile
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 
 from tests.module_process import ROOT, ModuleProcess, connection_options, run_module
@@ -92,6 +93,39 @@ def test_reference_case_and_a_second_run(session):
     assert second["identities"] == first["identities"]
     assert sums(session, FILLED) == copied
     assert sums(session, SOURCES) == before
+
+
+@pytest.mark.parametrize("fault", ["none", "refused", "lost"])
+def test_another_session_counts_what_it_can(session, open_session, monkeypatch, fault):
+    others, asked = [], []
+    count = AtomicCopy._linked_bookings
+
+    def connect() -> Database:
+        if fault == "refused":
+            raise UnifiedUserError("connect", "too many clients already", "Wait")
+        others.append(open_session())
+        return others[0]
+
+    def counted(self, database, projection):
+        asked.append(database)
+        if fault == "lost" and database in others:
+            others[0].execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return count(self, database, projection)
+
+    monkeypatch.setattr(AtomicCopy, "_linked_bookings", counted)
+    result = AtomicCopy(session, Options(), connect).run()
+    assert result["counts"]["new_bookings"] == 312
+    assert result["bookings"]["by_customer"] == session.value('SELECT count("customerId") FROM public.bookings')
+    assert asked == {"none": others, "refused": [session], "lost": [*others, session]}[fault]
+    assert all(other.connection.closed for other in others)
+
+
+def test_what_another_session_counts_ends_with_the_work(session, open_session):
+    started = time.monotonic()
+    with pytest.raises(ZeroDivisionError), meanwhile(session, open_session, lambda other: other.value("SELECT pg_sleep(60)")):
+        wait_until(lambda: session.value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"))
+        raise ZeroDivisionError
+    assert time.monotonic() - started < 30
 
 
 def test_planning_promises_what_the_run_brings_and_changes_nothing(session):

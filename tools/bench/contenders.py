@@ -239,7 +239,7 @@ def module_in_place(arena: Arena, database: str) -> dict[str, float]:
     """The module's copy, every row through indexes and foreign keys."""
     stopwatch = Stopwatch()
     with stopwatch.processor_time("module in place", arena.cluster), contextlib.closing(arena.cluster.connect(database)) as connection:
-        result = _InPlace(Database(connection), Options()).run()
+        result = _InPlace(Database(connection), Options(), lambda: Database(arena.cluster.connect(database))).run()
     verification = next(phase["duration_ms"] for phase in result["phases"] if phase["name"] == "verify")
     return {
         **stopwatch.seconds,

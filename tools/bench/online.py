@@ -156,7 +156,7 @@ class OnlineBench:
         return Database(self._arena.cluster.connect(database, application_name="unified_user"))
 
     def _atomic(self, database: str) -> Measures:
-        return self._migrate(database, ATOMIC, lambda session: AtomicCopy(session, Options(sync=True)))
+        return self._migrate(database, ATOMIC, lambda session: AtomicCopy(session, Options(sync=True), lambda: self._connect(database)))
 
     def _alone(self, database: str, workers: int = 1, name: str = ALONE) -> Measures:
         chosen = OnlineOptions(owner="bench", workers=workers)
