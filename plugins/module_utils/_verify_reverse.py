@@ -229,9 +229,14 @@ class _People(People):
             "users",
             "(EXISTS (SELECT FROM {map} AS i WHERE i.user_id = {user} AND i.native) AND EXISTS (SELECT FROM {map} AS i WHERE i.user_id = {user}"
             " AND NOT i.made) AND EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = {user}"
-            " AND (d.projection ->> {name}) IS NOT DISTINCT FROM (to_jsonb({called_for}) #>> '{}')))",
-            user=self.derivation.there("users", "id"), name=sql.Literal(name), called_for=called_for,
+            " AND (d.projection ->> {name}) IS NOT DISTINCT FROM {called_for}))",
+            user=self.derivation.there("users", "id"), name=sql.Literal(name), called_for=self._as_noted(name, called_for),
         )
+
+    def _as_noted(self, name: str, value):
+        """Spell a value of a column of users as the journal notes it: documents as text."""
+        document = self.schema["users"].columns[name].base_type in ("json", "jsonb")
+        return compose("({value})::text" if document else "(to_jsonb({value}) #>> '{}')", {"value": value})
 
     def _told_in_quarantine(self, name: str):
         # To the letter, also of documents: as the entry has it.
@@ -312,8 +317,8 @@ class _People(People):
                 empty = is_blank(called_for) if column.is_text else compose("{c} IS NULL", {"c": called_for})
                 noted = compose(
                     "EXISTS (SELECT FROM unified_user_journal.divergence AS d WHERE d.user_id = {user}"
-                    " AND (d.projection ->> {name}) IS NOT DISTINCT FROM (to_jsonb({called_for}) #>> '{}'))",
-                    {"user": user, "name": sql.Literal(name), "called_for": called_for},
+                    " AND (d.projection ->> {name}) IS NOT DISTINCT FROM {called_for})",
+                    {"user": user, "name": sql.Literal(name), "called_for": self._as_noted(name, called_for)},
                 )
                 parts = {"has": self.derivation.has_row(other, user), "lacks": self.derivation.has_row(table, user), "person": person}
                 return compose("({person} AND (NOT {has} OR ({lacks} AND {empty} AND {noted})))", {**parts, "empty": empty, "noted": noted})
