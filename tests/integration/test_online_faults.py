@@ -372,6 +372,7 @@ def test_a_batch_waits_for_a_write_that_was_left_to_it(stage, monkeypatch, endin
 
     def begin():
         application.execute(f"BEGIN; {CHANGE}")
+        assert carried(application)["left"] == 1
         ends.start()
 
     at(monkeypatch, "backfill", begin)
