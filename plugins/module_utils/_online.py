@@ -191,8 +191,8 @@ class OnlineCopy(AtomicCopy):
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
 
-    def _settings(self, database: Database | None = None) -> None:
-        super()._settings(database)
+    def _settings(self) -> None:
+        super()._settings()
         # Shorter than any server takes to find a deadlock: it is us who yield.
         self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{min(self.options.lock_timeout, PATIENCE)}ms",))
 

@@ -16,7 +16,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._contents im
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, DataFindings, refuse
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils._meanwhile import meanwhile
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._meanwhile import meanwhile, spare
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._projection import Projection, WholeProjection
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose, identity_key
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify
@@ -108,6 +108,7 @@ class AtomicCopy:
         self.database = database
         self.options = options
         self._connect = connect
+        self._second: Database | None = None
         self.clock = _Clock()
         set_up_session(database)
         self.schema = read_schema(database, options.schema, parse_mapping(options.mapping))
@@ -265,7 +266,8 @@ class AtomicCopy:
         with self.clock.phase("take down indexes and foreign keys") as phase:
             phase["rows"] = self._take_down()
         try:
-            result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes")
+            with spare(self._connect, set_up_session) as self._second:
+                result = self._locked(self._copy_in_transaction, "lock the legacy tables against writes")
         except BaseException:
             # The unified tables are empty again: leave them as they were found. Where that cannot be, the journal has the
             # list, and the next run or an abort puts everything back; what the operator must hear is the first error.
@@ -290,9 +292,10 @@ class AtomicCopy:
             one_attempt, action, self.database, lambda: self.database.lock_holders(names), self.options.lock_retry_seconds
         )
 
-    def _settings(self, database: Database | None = None) -> None:
-        """Set up the transaction of this session, or of another."""
-        database = database or self.database
+    def _settings(self) -> None:
+        self._set_up_transaction(self.database)
+
+    def _set_up_transaction(self, database: Database) -> None:
         lift_timeouts(database)
         for name, value in (
             ("lock_timeout", f"{self.options.lock_timeout}ms"),
@@ -352,7 +355,7 @@ class AtomicCopy:
         self._identities(projection)
         refuse("migrate the data", self._findings(projection).collect((BLOCKER,), prepared=True))
         # What writes is one process. Nobody can change the bookings now, so that another session sees them as this one does.
-        with meanwhile(database, self._connect, lambda session: self._linked_bookings(session, projection)) as linked:
+        with meanwhile(database, self._second, lambda session: self._linked_bookings(session, projection)) as linked:
             counts = self._fill(projection)
             summary = {"counts": counts, **self._summary(projection, counts["new_bookings"], linked)}
         with self.clock.phase("build indexes and foreign keys") as phase:
@@ -409,9 +412,8 @@ class AtomicCopy:
     def _linked_bookings(self, database: Database, projection: Projection) -> dict[str, int]:
         """Count the bookings that name a customer, and those that are tied to somebody by an e-mail that was never verified."""
         if database is not self.database:
-            set_up_session(database)
             with database.transaction("ISOLATION LEVEL READ COMMITTED, READ ONLY"):
-                self._settings(database)
+                self._set_up_transaction(database)
                 database.execute("SET LOCAL max_parallel_workers_per_gather = 0")
                 return self._count_linked(database, projection)
         return self._count_linked(database, projection)

@@ -122,10 +122,22 @@ def test_another_session_counts_what_it_can(session, open_session, monkeypatch, 
 
 def test_what_another_session_counts_ends_with_the_work(session, open_session):
     started = time.monotonic()
-    with pytest.raises(ZeroDivisionError), meanwhile(session, open_session, lambda other: other.value("SELECT pg_sleep(60)")):
+    with pytest.raises(ZeroDivisionError), meanwhile(session, open_session(), lambda other: other.value("SELECT pg_sleep(60)")):
         wait_until(lambda: session.value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"))
         raise ZeroDivisionError
     assert time.monotonic() - started < 30
+
+
+def test_another_session_is_had_before_anything_is_locked(session, open_session):
+    """A pool may keep it waiting: the application must not wait with it."""
+    seen = []
+
+    def connect() -> Database:
+        seen.append(session.value("SELECT count(*) FROM pg_locks WHERE relation = 'public.bookings'::regclass"))
+        return open_session()
+
+    assert AtomicCopy(session, Options(), connect).run()["finished"]
+    assert seen == [0]
 
 
 def test_planning_promises_what_the_run_brings_and_changes_nothing(session):
