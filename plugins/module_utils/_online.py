@@ -253,6 +253,8 @@ class OnlineCopy(AtomicCopy):
     def _take_down_what_slows(self) -> int:
         looked_up = [(self._name(table), self.schema[table].names.get(column)) for table, column in _sync_indexes.lookups("forward")]
         tables = [self._name(name) for name in _mapping.FILLED]
+        # A killed atomic copy leaves keys down, too, which the sync cannot do without.
+        _deferral.put_back(self.database, self.schema)
         spared = {row["name"] for row in self.database.rows(_SPARED, (tables, [name for name, unused in looked_up], [column for unused, column in looked_up]))}
         filled = {self.schema[name].name for name in _mapping.FILLED}
 

@@ -655,6 +655,21 @@ def test_strategies_are_not_mixed(stage):
     stage.finishes()
 
 
+def test_keys_that_a_killed_atomic_copy_took_down_are_there_before_anybody_writes(stage, monkeypatch):
+    # This much has been committed when such a copy is killed.
+    AtomicCopy(stage.connect(), Options())._take_down()
+    assert not stage.session.value("SELECT count(*) FROM pg_index WHERE indrelid = 'users'::regclass")
+    written = []
+
+    def write():
+        for statement in (WRITES["sign-up of a customer"], "DELETE FROM customers WHERE id = 'c-new'"):
+            written.append(stage.session.execute(statement))
+
+    at(monkeypatch, "backfill", write)
+    stage.finishes()
+    assert written == [1, 1]
+
+
 def test_through_a_pooler_in_session_mode_and_not_in_transaction_mode(cluster, stage):
     with pooler(cluster, "transaction") as socket:
         stage.through = socket
