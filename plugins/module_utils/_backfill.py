@@ -130,8 +130,12 @@ class Backfill:
         self.policies = policies
         self.started_at = started_at
         self.number = number
+        nobodys = schema.compose(" AND t.{bookings.customerId} IS NULL")
+        anonymous = self._in_batch("bookings", nobodys)
         people: dict[str, object] = {table: self._in_batch(table) for table in _mapping.PEOPLE}
-        people["bookings"] = anonymous = self._in_batch("bookings", schema.compose(" AND t.{bookings.customerId} IS NULL"))
+        # Guests are under keys of no member, and what is unresolvable is under keys that are no e-mail: few have to be looked up.
+        people["bookings"] = self._in_batch("bookings", nobodys, "NOT EXISTS (SELECT FROM member AS m WHERE m.key = k.key)")
+        unresolvable = self._in_batch("bookings", nobodys, compose("NOT {usable}", {"usable": is_usable(sql.SQL("k.key"))}))
         named = schema.compose(_EACH, of=sql.SQL("member AS n"), table="bookings", condition=schema.compose(
             "t.{bookings.customerId} = n.source_id AND n.side = {customer}", customer=sql.Literal(CUSTOMER_SIDE)
         ))  # fmt: skip
@@ -139,15 +143,24 @@ class Backfill:
         moment = sql.Literal(started_at) + sql.SQL("::timestamp(3)")
         self._people = Projection(ScopedSchema(schema, people), policies, moment)
         self._projection = Projection(ScopedSchema(schema, {"bookings": bookings}), policies, moment)
+        self._unresolvable = Projection(ScopedSchema(schema, {"bookings": unresolvable}), policies, moment)
 
-    def _in_batch(self, table: str, condition=None):
-        """Select the rows of a table whose key is in the batch."""
+    def _in_batch(self, table: str, condition=None, wanted="true"):
+        """Select the rows of a table whose key is in the batch.
+
+        Args:
+            table: logical name.
+            condition: composed; a further one on its rows ``t``, with its AND.
+            wanted: condition on the batch's rows ``k``, as text or composed.
+        """
         key = compose("{key} = b.key", {"key": self._key(table, "t")})
-        return self.schema.compose(_EACH, of=sql.SQL("batch AS b"), table=table, condition=sql.Composed([key, condition or sql.SQL("")]))
+        keys = compose("(SELECT k.key FROM batch AS k WHERE {wanted}) AS b", {"wanted": sql.SQL(wanted) if isinstance(wanted, str) else wanted})
+        return self.schema.compose(_EACH, of=keys, table=table, condition=sql.Composed([key, condition or sql.SQL("")]))
 
     def prepare(self) -> None:
         """Set up the session: it keeps the same temporary tables for all its batches."""
         database = self.database
+        lift_timeouts(database, "session")
         for name, value in _SESSION.items():
             database.value("SELECT set_config(%s, %s, false)", (name, value))
         # Keys are addresses of people: they stay in the server, and out of every statement that it might log.
@@ -163,7 +176,7 @@ class Backfill:
             **{f"find_{name}": compose("INSERT INTO {name} {select}", {"name": sql.Identifier(name), "select": select}) for name, select in relations.items()},
             "find_unusual": compose("INSERT INTO unusual {select}", {"select": self._unusual()}),
             "fill_identity_map": compose(_MAP, {"select": self._projection.identity_map()}),
-            "fill_quarantine": compose(_QUARANTINE, {"select": self._people.quarantine()}),
+            "fill_quarantine": compose(_QUARANTINE, {"select": self._unresolvable.quarantine()}),
             **{
                 f"fill_{table}": self.schema.compose(_FILL, table=table, columns=comma(columns), select=select)
                 for table, (columns, select) in self._projection.targets().items()
@@ -187,7 +200,6 @@ class Backfill:
         started = time.monotonic()
         try:
             with self.database.transaction():
-                lift_timeouts(self.database)
                 self.database.value("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout}ms",))
                 keys = self._next(size)
                 rows = self._carry() if keys else 0

@@ -185,11 +185,17 @@ def _digest(definition: str) -> str:
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def lift_timeouts(database: Database) -> None:
-    """Let no timeout of the server, the database or the role end the transaction that is open, on any major."""
+def lift_timeouts(database: Database, until: str = "transaction") -> None:
+    """Let no timeout of the server, the database or the role end what is under way, on any major.
+
+    Args:
+        database: a session, with a transaction open if only that is meant.
+        until: the end of what, ``transaction`` or ``session``.
+    """
     database.execute(
-        "SELECT set_config(s.name, '0', true) FROM pg_settings AS s"
-        " WHERE s.name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+        "SELECT set_config(s.name, '0', %s) FROM pg_settings AS s"
+        " WHERE s.name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+        (until == "transaction",),
     )
 
 

@@ -175,7 +175,8 @@ def put_back_beside_writers(database: Database, schema: Schema, locked: Callable
         UnifiedUserError: the catalogue differs from the recorded one.
     """
     objects = recorded(database)
-    for item in reversed(objects):
+    # Making an index waits for every snapshot that is older: foreign keys, which wait for none, go first.
+    for item in sorted(reversed(objects), key=lambda item: item["kind"] == "index"):
         if item["kind"] == "index":
             if not _there(database, schema, item):
                 database.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema.name, item["name"])))

@@ -19,6 +19,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _back
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database, describe, pooler, psycopg2, sql, with_lock_retries
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._findings import BLOCKER, refuse
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._meanwhile import meanwhile, spare
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online_workers import PATIENCE, PAUSED, Crew
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import compose
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits, Throttle, require_readable
@@ -178,18 +179,31 @@ class OnlineCopy(AtomicCopy):
         self._keep_sync_on(runner, begun)
         if not self._carry(runner, started_at):
             return self._unfinished()
-        with self._phase(runner, "build indexes and foreign keys") as phase:
-            phase["rows"] = _deferral.put_back_beside_writers(
-                self.database, self.schema, lambda work: self._locked(work, "put back a foreign key of the unified tables")
-            )
-        with self._phase(runner, "analyze"):
-            self._analyze()
+        summary = self._complete(runner)
         if runner.needs_repair():
-            self._repair(runner, "writes that no trigger carried")
-        summary = self._prove(runner)
+            summary = self._repair(runner, "writes that no trigger carried")
+        summary = self._prove(runner) or summary
         with self.database.transaction():
             _journal.finish_run(self.database, run["id"], summary)
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
+
+    def _complete(self, runner: _runner.Runner) -> dict[str, Any]:
+        """Put back what the backfill did without; return what there is, which another session counts meanwhile."""
+        with spare(self._connect, set_up_session) as second, meanwhile(self.database, second, self._count) as counted:
+            with self._phase(runner, "analyze"):
+                self._analyze()
+            with self._phase(runner, "build indexes and foreign keys") as phase:
+                phase["rows"] = _deferral.put_back_beside_writers(
+                    self.database, self.schema, lambda work: self._locked(work, "put back a foreign key of the unified tables")
+                )
+            with self._phase(runner, "count"):
+                return counted()
+
+    def _count(self, database: Database) -> dict[str, Any]:
+        """Count what the contract wants counted, on one snapshot."""
+        counter = self if database is self.database else AtomicCopy(database, self.options)
+        with database.transaction("ISOLATION LEVEL REPEATABLE READ"):
+            return counter.count()
 
     def _settings(self) -> None:
         super()._settings()
@@ -353,36 +367,36 @@ class OnlineCopy(AtomicCopy):
         for name in _mapping.FILLED:
             self.database.execute(self.schema.compose("ANALYZE {table}", table=name))
 
-    def _repair(self, runner: _runner.Runner, why: str) -> None:
+    def _repair(self, runner: _runner.Runner, why: str) -> dict[str, Any]:
         with self._phase(runner, "repair") as phase:
             phase["rows"] = self._sync().repair()
             runner.mark_for_repair(False)
         self._notes.append(f"Every identity was looked at again, because of {why}")
+        with self._phase(runner, "count"):
+            return self._count(self.database)
 
-    def _prove(self, runner: _runner.Runner) -> dict[str, Any]:
-        """Verify on one snapshot while the application writes on; repair what differs, and verify again."""
-        found, summary = self._verify(runner)
+    def _prove(self, runner: _runner.Runner) -> dict[str, Any] | None:
+        """Verify on one snapshot while the application writes on; repair what differs, and verify again.
+
+        Returns:
+            What there is after a repair, or None where none was needed.
+        """
+        found, summary = self._verify(runner), None
         if not found.passed:
-            self._repair(runner, f"differences in {', '.join(check.name for check in found.checks if not check.passed)}")
-            found, summary = self._verify(runner)
+            summary = self._repair(runner, f"differences in {', '.join(check.name for check in found.checks if not check.passed)}")
+            found = self._verify(runner)
         found.require()
         return summary
 
-    def _verify(self, runner: _runner.Runner) -> tuple[Verification, dict[str, Any]]:
+    def _verify(self, runner: _runner.Runner) -> Verification:
         options = self.options
-        with self._phase(runner, "count"), self.database.transaction("ISOLATION LEVEL REPEATABLE READ"):
-            self._settings()
-            projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
-            self._identities(projection)
-            counts = {**self._counts(_mapping.FILLED), "quarantine": _journal.count_quarantine(self.database)}
-            summary = {"counts": counts, **self._summary(projection, counts["new_bookings"], lambda: self._linked_bookings(self.database, projection))}
         with self._phase(runner, "verify") as phase:
             found = verify_database(
                 self.database, options.schema, options.mapping, options.policies, options.sample_size, options.mask_pii,
                 connect=self._connect, finished=False,
             )  # fmt: skip
             phase["rows"] = len(found.checks)
-        return found, summary
+        return found
 
 
 def _say(error: BaseException) -> str:

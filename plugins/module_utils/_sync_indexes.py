@@ -25,10 +25,12 @@ _COLUMNS = {
     "new_sessions": ("userId",),
     "new_bookings": ("customerId",),
     "studio_ownership": ("studioId",),
-    "user_role_assignments": ("studioId",),
     "_UserFavorites": ("B",),
     "audit_logs": ("userId",),
 }
+
+#: Further ones, once the unified side is written: only there a role is given for one studio.
+_COLUMNS_OF_REVERSE = {"user_role_assignments": ("studioId",)}
 
 _JOURNAL = (("identity_map", "identity_key"), ("identity_map", "user_id"), ("quarantine", "identity_key"), ("pinned_booking", "user_id"))
 
@@ -67,9 +69,11 @@ def lookups(direction: str) -> list[tuple[str, str]]:
         direction: ``forward`` needs fewer than ``reverse`` and ``both``.
     """
     keys = [("customers", "email"), ("studio_owners", "email"), ("bookings", "customerEmail")]
+    plain = dict(_COLUMNS)
     if direction != "forward":
         keys.append(("users", "email"))
-    return keys + [(table, column) for table, columns in _COLUMNS.items() for column in columns]
+        plain.update(_COLUMNS_OF_REVERSE)
+    return keys + [(table, column) for table, columns in plain.items() for column in columns]
 
 
 def missing(database: Database, schema: Schema, policies: Policies, direction: str) -> list[Index]:
@@ -84,7 +88,7 @@ def missing(database: Database, schema: Schema, policies: Policies, direction: s
     there = {row["name"] for row in database.rows(_OURS, (schema.name,)) if row["valid"]}
     wanted = []
     for table, column in lookups(direction):
-        if table in _COLUMNS and column in _COLUMNS[table]:
+        if column in (*_COLUMNS.get(table, ()), *_COLUMNS_OF_REVERSE.get(table, ())):
             name = schema[table].names.get(column)
             if name and not _covered(database, schema.table(table), name):
                 wanted.append(Index(f"{PREFIX}{table}_{column}", schema.table(table), compose("({c})", {"c": schema.column(table, column)})))

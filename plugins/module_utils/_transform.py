@@ -409,6 +409,23 @@ class AtomicCopy:
             counts["quarantine"] = _journal.fill_quarantine(self.database, projection.quarantine()) if quarantines else 0
         return counts
 
+    def count(self) -> dict[str, Any]:
+        """Count what is in the unified tables, and what the contract wants counted beside it.
+
+        Works in the caller's transaction, which should see one snapshot.
+
+        Returns:
+            ``counts`` by unified table, ``identities``, ``not_carried`` and ``bookings``.
+
+        Raises:
+            UnifiedUserError: rows refer to nobody.
+        """
+        self._settings()
+        projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
+        self._identities(projection)
+        counts = {**self._counts(_mapping.FILLED), "quarantine": _journal.count_quarantine(self.database)}
+        return {"counts": counts, **self._summary(projection, counts["new_bookings"], lambda: self._count_linked(self.database, projection))}
+
     def _linked_bookings(self, database: Database, projection: Projection) -> dict[str, int]:
         """Count the bookings that name a customer, and those that are tied to somebody by an e-mail that was never verified."""
         if database is not self.database:
