@@ -176,7 +176,7 @@ def put_back_beside_writers(database: Database, schema: Schema, locked: Callable
     """
     objects = recorded(database)
     # Making an index waits for every snapshot that is older: foreign keys, which wait for none, go first.
-    for item in sorted(reversed(objects), key=lambda item: item["kind"] == "index"):
+    for item in sorted(objects, key=lambda item: (item["kind"] == "index", -item["position"])):
         if item["kind"] == "index":
             if not _there(database, schema, item):
                 database.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(schema.name, item["name"])))
