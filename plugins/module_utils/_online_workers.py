@@ -139,7 +139,10 @@ class Crew:
                 workers.append(_Worker(self, self.copy.open_worker(), number))
             for worker in workers:
                 worker.start()
+            # Rough statistics are enough until all is there; whole ones would take a processor from the application.
+            database.execute("SET default_statistics_target = 10")
             self._watch(workers, before, deadline)
+            database.execute("RESET default_statistics_target")
         finally:
             self._stop.set()
             for worker in workers:

@@ -34,6 +34,10 @@ def test_medians_are_taken_measure_by_measure():
     assert results.spread(samples, "a") == 1.0
 
 
+def test_a_smaller_size_is_measured_more_often():
+    assert [results.repetitions(size) for size in (30_000, 300_000, 3_000_000, 9_000_000)] == [7, 5, 3, 3]
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.3])
 def test_the_exponent_is_that_of_the_power_law(power):
     points = [(size, 0.002 * size**power) for size in (30_000, 300_000, 3_000_000)]

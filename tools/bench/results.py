@@ -12,6 +12,14 @@ Measures = dict[str, float]
 
 MEMORY_LIMIT_MB = 80
 
+#: How often a size is measured at least.
+REPETITIONS = 3
+
+
+def repetitions(size: int) -> int:
+    """Return how often to measure a number of bookings: what is over in a minute is most at the mercy of what else a shared machine does then."""
+    return REPETITIONS + 2 * max(0, round(math.log10(3_000_000 / size)))
+
 
 def medians(samples: list[Measures]) -> Measures:
     """Return the median of each measure over the repetitions of one size."""
