@@ -180,6 +180,7 @@ class OnlineCopy(AtomicCopy):
         if not self._carry(runner, started_at):
             return self._unfinished()
         summary = self._complete(runner)
+        self._keep_sync_on(runner, True)
         if runner.needs_repair():
             summary = self._repair(runner, "writes that no trigger carried")
         summary = self._prove(runner) or summary

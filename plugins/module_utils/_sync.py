@@ -116,9 +116,20 @@ class Sync:
         self._locked(lambda: self.install_in_transaction(direction), "turn on the sync")
 
     def changes(self, direction: str | None) -> bool:
-        """Return whether ``install`` (or, for None, ``remove``) has anything to do."""
+        """Return whether ``install`` (or, for None, ``remove``) has anything to do.
+
+        Raises:
+            UnifiedUserError: it is to end while a migration leans on it.
+        """
         if direction is None:
-            return bool(self._current() or self.database.rows(_INSTALLED))
+            there = bool(self._current() or self.database.rows(_INSTALLED))
+            run = _journal.current_run(self.database)
+            if there and run and run["state"] == "running":
+                raise UnifiedUserError(
+                    "turn off the sync", "the migration that is under way leans on it: what is written meanwhile would be lost to it",
+                    "Let it finish, or end it with playbooks/abort.yml, which takes the sync along",
+                )
+            return there
         current = self._current()
         if not current or current["direction"] != direction or self._missing(direction):
             return True
@@ -167,7 +178,7 @@ class Sync:
             Whether anything was changed.
 
         Raises:
-            UnifiedUserError: a lock is not to be had.
+            UnifiedUserError: a lock is not to be had, or a migration under way leans on the sync.
         """
         if not self.changes(None):
             return False

@@ -33,7 +33,8 @@ attributes:
 options:
   state:
     description:
-      - V(present) keeps both sides in step from now on. V(absent) ends it and leaves the rows of both sides as they are.
+      - V(present) keeps both sides in step from now on. V(absent) ends it and leaves the rows of both sides as they are;
+        not while an online migration is under way.
     type: str
     default: present
     choices: [present, absent]

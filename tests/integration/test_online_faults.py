@@ -21,6 +21,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._run_control import RunControl
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy, Options
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify import verify_database
@@ -613,6 +614,26 @@ def test_a_trigger_taken_away_meanwhile_is_noticed_and_what_it_missed_is_carried
     result = stage.finishes()
     assert any("every identity is looked at again" in note for note in result["notes"])
     assert stage.session.value("SELECT count(*) FROM users WHERE phone = '0815'") >= 156
+
+
+def test_a_trigger_taken_away_after_the_backfill_is_there_again_at_the_end(stage, monkeypatch):
+    def take_away():
+        stage.session.execute("DROP TRIGGER unified_user_forward_update ON customers")
+        stage.session.execute("UPDATE customers SET phone = '0815'")
+
+    at(monkeypatch, "analyze", take_away)
+    result = stage.finishes()
+    assert any("every identity is looked at again" in note for note in result["notes"])
+    assert stage.session.value("SELECT count(*) FROM users WHERE phone = '0815'") >= 156
+
+
+def test_the_sync_cannot_be_ended_while_a_migration_leans_on_it(stage):
+    stage.copy(slice_seconds=0.001, batch_keys=50).run()
+    sync = Sync(stage.connect(), SyncOptions())
+    with pytest.raises(UnifiedUserError, match=r"Let it finish, or end it with playbooks/abort\.yml"):
+        sync.remove()
+    stage.finishes()
+    assert sync.remove() and not sync.remove()
 
 
 def test_a_row_that_nobody_carried_is_found_and_repaired(stage, monkeypatch):
