@@ -120,15 +120,16 @@ class AtomicCopy:
             As ``run``; ``changed`` tells whether there is anything to do.
 
         Raises:
-            UnifiedUserError: there is a blocker.
+            UnifiedUserError: there is a blocker, or a run of another strategy is under way.
         """
         self.schema.require()
-        run = _journal.current_run(self.database)
+        run = self._run_so_far()
         if run and run["state"] == "finished":
             return self._already_done(run)
         projection = self._projection(sql.SQL("(now() AT TIME ZONE 'UTC')::timestamp(3)"))
         with self.database.transaction("ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
-            self._refuse_foreign_rows()
+            if not run:
+                self._refuse_foreign_rows()
             refuse("plan the migration of the data", self._findings(projection).collect((BLOCKER,)))
             counts = self.database.row(
                 compose(
@@ -157,15 +158,20 @@ class AtomicCopy:
         """
         self.schema.require()
         with _journal.exclusive(self.database):
-            run = _journal.current_run(self.database)
+            run = self._run_so_far()
             if run and run["state"] == "finished":
                 return self._already_done(run)
-            if run and run["strategy"] != self.strategy:
-                raise UnifiedUserError(
-                    f"begin the {self.strategy} migration of the data", f"the {run['strategy']} one has begun already",
-                    f"Go on with data_migration_strategy: {run['strategy']}, or undo it first with playbooks/abort.yml",
-                )
             return self._copy()
+
+    def _run_so_far(self) -> dict[str, Any] | None:
+        """Return the run that is under way or finished, or None; one that is under way must be of this strategy."""
+        run = _journal.current_run(self.database)
+        if run and run["state"] != "finished" and run["strategy"] != self.strategy:
+            raise UnifiedUserError(
+                f"begin the {self.strategy} migration of the data", f"the {run['strategy']} one has begun already",
+                f"Go on with data_migration_strategy: {run['strategy']}, or undo it first with playbooks/abort.yml",
+            )
+        return run
 
     def undo(self, check_mode: bool = False) -> dict[str, Any]:
         """Empty the unified tables, put back what is down and mark the run as aborted. The legacy side is not touched.

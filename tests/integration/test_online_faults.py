@@ -671,8 +671,23 @@ def test_no_statement_holds_an_address(stage):
 
 def test_strategies_are_not_mixed(stage):
     stage.copy(slice_seconds=0.001).run()
-    with pytest.raises(UnifiedUserError, match="the online one has begun already"):
-        AtomicCopy(stage.connect(), Options()).run()
+    atomic = AtomicCopy(stage.connect(), Options())
+    for begin in (atomic.run, atomic.plan):
+        with pytest.raises(UnifiedUserError, match="the online one has begun already"):
+            begin()
+    stage.finishes()
+
+
+def test_a_run_that_has_begun_can_be_planned(stage, monkeypatch):
+    def stop():
+        raise UnifiedUserError("go on", "this is far enough", "Run it again")
+
+    at(monkeypatch, "analyze", stop)
+    with pytest.raises(UnifiedUserError, match="far enough"):
+        stage.copy().run()
+    assert stage.session.value("SELECT count(*) FROM users") == 198
+    planned = stage.copy(owner="somebody who only looks").plan()
+    assert planned["changed"] and planned["counts"]["users"] == 198
     stage.finishes()
 
 
