@@ -72,14 +72,17 @@ def judge_finished_run(run: dict[str, Any], options: Options) -> list[Finding]:
         "already_migrated", INFO, 1, f"this database was migrated by run {run['id']}, finished at {run['finished_at']:%Y-%m-%d %H:%M:%S %Z}",
         "Nothing is left to copy: ansible-playbook verify.yml proves it again, ansible-playbook rollback.yml takes it back",
     )]
+    return [*found, *_changed_settings(run, options, "the finished migration was made with other settings")]
+
+
+def _changed_settings(run: dict[str, Any], options: Options, detail: str) -> Iterable[Finding]:
     changed = _journal.changed_settings(run, _journal.settings_of(options.schema, options.policies, options.mapping))
     if changed:
-        found.append(Finding(
-            "settings_changed", BLOCKER, len(changed), "the finished migration was made with other settings",
+        yield Finding(
+            "settings_changed", BLOCKER, len(changed), detail,
             "Set " + ", ".join(f"unified_user_{name}" for name in changed) + " as they were, or ansible-playbook rollback.yml -e rollback_mode=abort",
             changed[: options.sample_size],
-        ))
-    return found
+        )
 
 
 def _runs(context: Context) -> Iterable[Finding]:
@@ -107,6 +110,7 @@ def _runs(context: Context) -> Iterable[Finding]:
     if context.run:
         yield Finding("run_interrupted", INFO, 1, f"run {context.run['id']} was interrupted; the next run goes on with it",
                       "ansible-playbook migrate.yml goes on, ansible-playbook rollback.yml -e rollback_mode=abort takes it back")
+        yield from _changed_settings(context.run, context.options, "the interrupted migration was begun with other settings")
     yield from context.found(
         "taken_down", INFO, sorted(context.taken_down), "indexes and foreign keys that an interrupted run took down; the next run puts them back",
         "ansible-playbook migrate.yml goes on, ansible-playbook rollback.yml -e rollback_mode=abort puts them back",
@@ -157,7 +161,7 @@ def _held(tables: list[str]) -> str:
 
 
 def _rows_of_nobody(context: Context) -> Iterable[Finding]:
-    """Rows in unified tables. With a finished run preflight does not ask: so no run of ours has made these."""
+    """Rows in unified tables that were there before any run of ours: one that was interrupted, or the sync it has turned on, may have made some."""
     present = [name for name in _mapping.UNIFIED_TABLES if context.schema[name].exists]
     if not present:
         return
@@ -169,7 +173,7 @@ def _rows_of_nobody(context: Context) -> Iterable[Finding]:
         ("rows_before_start", WARNING, True, "tables that should start empty hold rows; taking the migration back would remove them"),
     ):
         # Children before their parents, so that the statements of the hint work in the order they stand in.
-        filled = [table for table in reversed(present) if counts[table] and _mapping.TABLES[table].starts_empty == beside]
+        filled = [table for table in reversed(present) if counts[table] and _mapping.TABLES[table].starts_empty == beside and (beside or not context.run)]
         emptying = [context.statement("DELETE FROM {}", (context.schema.name, context.schema[table].name)) for table in filled]
         yield from context.found(
             name, severity, [f"{context.schema[table].name}: {counts[table]}" for table in filled], detail,

