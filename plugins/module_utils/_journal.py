@@ -72,6 +72,7 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.sync (
     direction text NOT NULL CHECK (direction IN ('forward', 'reverse', 'both')),
     settings jsonb NOT NULL,
     triggers text[] NOT NULL,
+    definition text NOT NULL,
     since timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE IF NOT EXISTS unified_user_journal.runner (

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ class Sync:
         options: what to keep in step.
 
     Attributes:
-        repaired: how many identities ``install`` looked at again, because a trigger had been missing; 0 when none had.
+        repaired: how many identities ``install`` looked at again, because a trigger had been missing or was outdated; 0 when none had.
     """
 
     def __init__(self, database: Database, options: SyncOptions) -> None:
@@ -85,7 +86,7 @@ class Sync:
     def install(self, direction: str) -> bool:
         """Keep both sides in step from now on; a direction that is on already is made anew if it is not as it should be.
 
-        What missing triggers of ``forward`` did not carry is carried then. Once the unified side is written as well, nobody can
+        What missing or outdated triggers of ``forward`` did not carry is carried then. Once the unified side is written as well, nobody can
         tell which side missed a write: the verification names what differs.
 
         Args:
@@ -103,7 +104,7 @@ class Sync:
             return False
         _journal.create(self.database)
         current = self._current()
-        if current and current["direction"] == "forward" and self._missing("forward"):
+        if current and current["direction"] == "forward" and (self._missing("forward") or self._outdated(current)):
             self._turn_on("forward")
             self.repaired = self.repair()
         if not self.repaired or direction != "forward":
@@ -131,7 +132,7 @@ class Sync:
                 )
             return there
         current = self._current()
-        if not current or current["direction"] != direction or self._missing(direction):
+        if not current or current["direction"] != direction or self._missing(direction) or self._outdated(current):
             return True
         return bool(_sync_indexes.missing(self.database, self.schema, self.options.policies, direction))
 
@@ -155,9 +156,8 @@ class Sync:
         for name, attributes in TYPES.items():
             self.database.execute(compose("CREATE TYPE {name} AS ({attributes})", {
                 "name": sql.Identifier(_journal.SCHEMA, name), "attributes": sql.SQL(attributes)}))  # fmt: skip
-        for maker in (Forward,) if direction == "forward" else (ThreeWay, Reverse):
-            for statement in maker(self.database, self.schema, self.options.policies).functions():
-                self.database.execute(statement)
+        for statement in self._functions(direction):
+            self.database.execute(statement)
         self.database.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA unified_user_journal FROM PUBLIC")
         for trigger in self._triggers(direction):
             self.database.execute(trigger.definition)
@@ -166,9 +166,9 @@ class Sync:
                 "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}", table=trigger.table, name=sql.Identifier(trigger.name)))  # fmt: skip
         self.database.execute(
             # A transaction that is open already may write later, and its rows bear the time of its start.
-            "INSERT INTO unified_user_journal.sync (direction, settings, triggers, since)"
-            " SELECT %s, %s, %s, coalesce(%s, least(clock_timestamp(), min(a.xact_start))) FROM pg_stat_activity AS a WHERE a.datname = current_database()",
-            (direction, json.dumps(self._settings()), self._names(direction), since),
+            "INSERT INTO unified_user_journal.sync (direction, settings, triggers, definition, since)"
+            " SELECT %s, %s, %s, %s, coalesce(%s, least(clock_timestamp(), min(a.xact_start))) FROM pg_stat_activity AS a WHERE a.datname = current_database()",
+            (direction, json.dumps(self._settings()), self._names(direction), self._definition(direction), since),
         )
 
     def remove(self) -> bool:
@@ -233,15 +233,17 @@ class Sync:
 
         Returns:
             ``direction`` (None when off), ``missing`` (triggers that are not there or not enabled always, by table and name),
-            ``quarantine`` (reason -> rows), ``not_representable`` (kind -> rows that the legacy side cannot hold).
+            ``outdated`` (whether they were made for other columns, or by another version of the collection), ``quarantine``
+            (reason -> rows), ``not_representable`` (kind -> rows that the legacy side cannot hold).
         """
         current = self._current()
         if not current:
-            return {"direction": None, "missing": [], "quarantine": {}, "not_representable": {}}
+            return {"direction": None, "missing": [], "outdated": False, "quarantine": {}, "not_representable": {}}
         reasons = self.database.rows("SELECT reason, count(*) AS rows FROM unified_user_journal.quarantine GROUP BY reason ORDER BY reason")
         return {
             "direction": current["direction"],
             "missing": self._missing(current["direction"]),
+            "outdated": self._outdated(current),
             "quarantine": {row["reason"]: row["rows"] for row in reasons},
             "not_representable": not_representable(self.database, self.schema, self.options.policies.guest_role),
         }
@@ -261,7 +263,27 @@ class Sync:
     def _current(self) -> dict[str, Any] | None:
         if not _journal.exists(self.database):
             return None
-        return self.database.row("SELECT direction, settings, since FROM unified_user_journal.sync")
+        return self.database.row("SELECT direction, settings, definition, since FROM unified_user_journal.sync")
+
+    def _functions(self, direction: str) -> list:
+        makers = (Forward,) if direction == "forward" else (ThreeWay, Reverse)
+        return [statement for maker in makers for statement in maker(self.database, self.schema, self.options.policies).functions()]
+
+    def _definition(self, direction: str) -> str:
+        """Return what tells this sync from one for other columns, or of another version: a digest of the statements that make it."""
+        statements = [*self._functions(direction), *(trigger.definition for trigger in self._triggers(direction))]
+        text = "\n".join([*(f"{name} {attributes}" for name, attributes in TYPES.items()), *(s.as_string(self.database.connection) for s in statements)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _outdated(self, current: dict[str, Any]) -> bool:
+        """Return whether the triggers that are there are not those that would be made now, under the same settings."""
+        if current["settings"] != json.loads(json.dumps(self._settings())):
+            return False
+        try:
+            self.schema.require()
+        except UnifiedUserError:
+            return True
+        return current["definition"] != self._definition(current["direction"])
 
     def _triggers(self, direction: str) -> list[_Trigger]:
         triggers = []

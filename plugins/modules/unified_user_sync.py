@@ -80,9 +80,15 @@ missing:
   returned: success
   type: list
   elements: str
+outdated:
+  description:
+    - Whether the triggers were made for other columns than there are now, or by another version of the collection.
+    - They carry nothing of a column that came since. O(state=present) makes them anew.
+  returned: success
+  type: bool
 repaired:
   description:
-    - How many identities were looked at again, because triggers of C(forward) had been missing. What they missed is carried now.
+    - How many identities were looked at again, because triggers of C(forward) had been missing or outdated. What they missed is carried now.
     - Once the unified side is written as well nobody can tell which side missed a write, and nothing is repaired; the verification
       names what differs.
   returned: success
