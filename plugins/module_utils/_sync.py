@@ -248,6 +248,11 @@ class Sync:
             "not_representable": not_representable(self.database, self.schema, self.options.policies.guest_role),
         }
 
+    def outdated(self) -> bool:
+        """Return whether the triggers that are there were made for other columns, or by another version of the collection."""
+        current = self._current()
+        return bool(current) and self._outdated(current)
+
     def _missing(self, direction: str) -> list[str]:
         enabled = {f"{row['table']}.{row['name']}" for row in self.database.rows(_INSTALLED) if row["enabled"] == "A"}
         return [name for name in self._names(direction) if name not in enabled]

@@ -14,6 +14,7 @@ from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection 
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies, parse_mapping
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sql import comma, compose
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils._sync import Sync, SyncOptions
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_base import Derivation, Image, Look
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_belongings import Belongings
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._verify_compare import Comparer, Comparison
@@ -214,7 +215,7 @@ class _Verifier:
         run = attempt(self.database, lambda unused: self._current_run(finished))
         if not self._answered(("run",), run) or not run or not self._same_settings(run, mapping):
             return self.result
-        looks, rules, comparer = self._means(run["started"], self._sync())
+        looks, rules, comparer = self._means(run["started"], self._sync(run["mapping"] if mapping is None else mapping))
         # Rows of derived tables are guessed far too few; a nested loop over what was taken for 200 rows would not end.
         with self.sessions.setting("enable_nestloop", "off"):
             self._check_everything(looks, rules, comparer)
@@ -225,15 +226,17 @@ class _Verifier:
         derivation = Derivation(self.schema, self.policies, started, self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
         return [*People(derivation).looks(), *Belongings(derivation).looks()], Rules(derivation), Comparer(self.sample_size)
 
-    def _sync(self) -> dict[str, Any]:
-        """Return how the sync is; while it is on, every trigger of it must be there, and fire whoever writes."""
+    def _sync(self, mapping: dict) -> dict[str, Any]:
+        """Return how the sync is; while it is on, every trigger of it must be there, fire whoever writes, and know the columns of today."""
         sync = self.database.row(_SYNC, (self.schema.name,))
         if not sync:
             return {"since": None, "both_ways": False, "direction": None}
         missing = sync["missing"]
         detail = f"not there or not enabled always: {', '.join(missing)}" if missing else ""
         found = sync["triggers"] - len(missing)
-        self.result.checks.append(Check("sync", sync["triggers"], found, len(missing), missing[: self.sample_size], detail))
+        if not missing and Sync(self.database, SyncOptions(self.schema.name, mapping, self.policies)).outdated():
+            found, detail = 0, "made for other columns than there are now, or by another version of the collection"
+        self.result.checks.append(Check("sync", sync["triggers"], found, sync["triggers"] - found, missing[: self.sample_size], detail))
         return sync
 
     def _check_everything(self, looks: list[Look], rules: Rules, comparer: Comparer) -> None:

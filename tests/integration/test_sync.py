@@ -444,6 +444,8 @@ def test_a_column_that_comes_later_is_carried_once_the_sync_is_made_anew(session
     session.execute("ALTER TABLE public.customers ADD COLUMN nickname text; ALTER TABLE public.users ADD COLUMN nickname text")
     session.execute("UPDATE public.customers SET nickname = 'Zoë' WHERE id = (SELECT min(id) FROM public.customers)")
     assert sync().status()["outdated"] and sync().changes(direction)
+    (check,) = [check for check in verify_database(session).checks if check.name == "sync"]
+    assert not check.passed and "other columns" in check.detail
     anew = sync()
     assert anew.install(direction)
     # Once both sides are written nobody can tell which of them missed a write.
