@@ -369,8 +369,8 @@ class _ReverseVerifier(_Verifier):
         reverse = Reverse(ReverseDerivation(self.schema, self.policies, started, None, self.mask_pii, sync["since"], True))
         return reverse.looks(), reverse.rules, Explainer(self.sample_size, reverse.excuses())
 
-    def _sync(self) -> dict[str, Any]:
-        sync = super()._sync()
+    def _sync(self, mapping: dict) -> dict[str, Any]:
+        sync = super()._sync(mapping)
         off = not sync["both_ways"]
         detail = "what the unified side writes is not carried to the legacy side" if off else ""
         self.result.checks.append(Check("sync_direction", "both or reverse", sync["direction"] or "none", int(off), [], detail))
