@@ -134,7 +134,7 @@ class Backfill:
         anonymous = self._in_batch("bookings", nobodys)
         people: dict[str, object] = {table: self._in_batch(table) for table in _mapping.PEOPLE}
         # Guests are under keys of no member, and what is unresolvable is under keys that are no e-mail: few have to be looked up.
-        people["bookings"] = self._in_batch("bookings", nobodys, "NOT EXISTS (SELECT FROM member AS m WHERE m.key = k.key)")
+        people["bookings"] = self._in_batch("bookings", nobodys, sql.SQL("NOT EXISTS (SELECT FROM member AS m WHERE m.key = k.key)"))
         unresolvable = self._in_batch("bookings", nobodys, compose("NOT {usable}", {"usable": is_usable(sql.SQL("k.key"))}))
         named = schema.compose(_EACH, of=sql.SQL("member AS n"), table="bookings", condition=schema.compose(
             "t.{bookings.customerId} = n.source_id AND n.side = {customer}", customer=sql.Literal(CUSTOMER_SIDE)
@@ -145,16 +145,16 @@ class Backfill:
         self._projection = Projection(ScopedSchema(schema, {"bookings": bookings}), policies, moment)
         self._unresolvable = Projection(ScopedSchema(schema, {"bookings": unresolvable}), policies, moment)
 
-    def _in_batch(self, table: str, condition=None, wanted="true"):
+    def _in_batch(self, table: str, condition=None, wanted=None):
         """Select the rows of a table whose key is in the batch.
 
         Args:
             table: logical name.
             condition: composed; a further one on its rows ``t``, with its AND.
-            wanted: condition on the batch's rows ``k``, as text or composed.
+            wanted: composed; a condition on the batch's rows ``k``.
         """
         key = compose("{key} = b.key", {"key": self._key(table, "t")})
-        keys = compose("(SELECT k.key FROM batch AS k WHERE {wanted}) AS b", {"wanted": sql.SQL(wanted) if isinstance(wanted, str) else wanted})
+        keys = compose("(SELECT k.key FROM batch AS k WHERE {wanted}) AS b", {"wanted": wanted or sql.SQL("true")})
         return self.schema.compose(_EACH, of=keys, table=table, condition=sql.Composed([key, condition or sql.SQL("")]))
 
     def prepare(self) -> None:

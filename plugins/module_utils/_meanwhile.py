@@ -46,7 +46,8 @@ def meanwhile(database: Database, second: Database | None, ask: Callable[[Databa
     Args:
         database: the session that goes on.
         second: another one, which nobody else uses; or None.
-        ask: asks with SELECTs alone, in the session it is given, about nothing that this session's transaction has changed.
+        ask: asks in the session it is given, where it writes to nothing but temporary tables, about nothing that this session's transaction has
+            changed.
 
     Yields:
         What returns the answer, once it is there.
