@@ -234,6 +234,25 @@ class Schema:
                 found.append(PersonColumn(column, sources))
         return found
 
+    def carried_columns(self) -> dict[str, list[str]]:
+        """Return logical table -> actual columns that the sync reads or writes, of the tables that are there."""
+        carried = {
+            table: set(relation.names.values()) for table, relation in self.relations.items()
+            if relation.exists and not TABLES[table].starts_empty and TABLES[table].side != _mapping.SHARED
+        }
+        for table, columns in _mapping.REFERRED_TO.items():
+            names = self.relations[table].names
+            carried[table] = {names[column] for column in columns if column in names}
+        for target, (source, unused) in _mapping.ROW_COPIES.items():
+            for right, left in self.row_copy(target):
+                carried[target].add(right)
+                carried[source].add(left)
+        for column in self.person_columns():
+            carried["users"].add(column.target.name)
+            for table, name in column.sources.items():
+                carried[table].add(name)
+        return {table: sorted(columns) for table, columns in carried.items() if columns}
+
     def without_destination(self) -> list[tuple[str, str, str]]:
         """Return (logical table, actual column, why) of legacy columns whose values go nowhere."""
         lost = []

@@ -122,6 +122,9 @@ PARENTS = {
     "new_bookings": {"studioId": "studios", "serviceId": "services"},
 }
 
+#: What the sync reads or writes of tables that are on neither of its sides.
+REFERRED_TO = {"studios": ("id", "ownerId"), "services": ("id",), "audit_logs": ("userId",)}
+
 #: The tables whose rows are people, in survivor order, with the role each gives.
 PEOPLE: dict[str, str] = {"studio_owners": OWNER_ROLE, "customers": CUSTOMER_ROLE}
 

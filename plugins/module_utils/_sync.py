@@ -38,6 +38,14 @@ ORDER BY c.relname, t.tgname
 """
 
 
+# Nobody selects from it. Without it a table or a column could be dropped that a trigger writes to, and every write would fail.
+_VIEW = "CREATE VIEW {name} AS SELECT {columns} FROM {table}"
+
+_VIEWS = """
+SELECT c.relname AS name FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = 'unified_user_journal' AND c.relkind = 'v'
+"""
+
+
 @dataclass(frozen=True)
 class SyncOptions:
     """What to keep in step, and how long to wait for locks.
@@ -134,6 +142,8 @@ class Sync:
         current = self._current()
         if not current or current["direction"] != direction or self._missing(direction) or self._outdated(current):
             return True
+        if set(self._views()) - {row["name"] for row in self.database.rows(_VIEWS)}:
+            return True
         return bool(_sync_indexes.missing(self.database, self.schema, self.options.policies, direction))
 
     def _require_run(self) -> None:
@@ -164,6 +174,8 @@ class Sync:
             # Writes that are replicated or replayed are carried, too.
             self.database.execute(self.schema.compose(
                 "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}", table=trigger.table, name=sql.Identifier(trigger.name)))  # fmt: skip
+        for view in self._views().values():
+            self.database.execute(view)
         self.database.execute(
             # A transaction that is open already may write later, and its rows bear the time of its start.
             "INSERT INTO unified_user_journal.sync (direction, settings, triggers, definition, since)"
@@ -274,9 +286,19 @@ class Sync:
         makers = (Forward,) if direction == "forward" else (ThreeWay, Reverse)
         return [statement for maker in makers for statement in maker(self.database, self.schema, self.options.policies).functions()]
 
+    def _views(self) -> dict[str, object]:
+        """Return name -> statement of the views that keep tables and columns from being dropped under the sync."""
+        views = {}
+        for table, columns in self.schema.carried_columns().items():
+            name = f"kept_in_step_{table}"
+            views[name] = self.schema.compose(
+                _VIEW, name=sql.Identifier(_journal.SCHEMA, name), columns=comma(sql.Identifier(column) for column in columns), table=table
+            )
+        return views
+
     def _definition(self, direction: str) -> str:
         """Return what tells this sync from one for other columns, or of another version: a digest of the statements that make it."""
-        statements = [*self._functions(direction), *(trigger.definition for trigger in self._triggers(direction))]
+        statements = [*self._functions(direction), *(trigger.definition for trigger in self._triggers(direction)), *self._views().values()]
         text = "\n".join([*(f"{name} {attributes}" for name, attributes in TYPES.items()), *(s.as_string(self.database.connection) for s in statements)])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -371,7 +393,7 @@ def end(database: Database, schema: str) -> None:
 
 
 def drop(database: Database, schema: str) -> None:
-    """Drop triggers, functions and types, in the transaction that is open.
+    """Drop triggers, views, functions and types, in the transaction that is open.
 
     Args:
         database: a session of their owner.
@@ -380,6 +402,8 @@ def drop(database: Database, schema: str) -> None:
     for row in database.rows(_INSTALLED):
         names = {"name": sql.Identifier(row["name"]), "table": sql.Identifier(schema, row["table"])}
         database.execute(compose("DROP TRIGGER {name} ON {table}", names))
+    for row in database.rows(_VIEWS):
+        database.execute(compose("DROP VIEW {name}", {"name": sql.Identifier(_journal.SCHEMA, row["name"])}))
     functions = database.rows(
         "SELECT p.oid::regprocedure::text AS name FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
         " WHERE n.nspname = 'unified_user_journal'"

@@ -316,6 +316,12 @@ DECLARE
     uu_user text;
     uu_key text;
 BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.{bookings.customerId} IS NOT NULL AND {same} THEN
+        {lock_and_update}
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND {same}) THEN
         IF NEW.{bookings.customerId} IS NOT NULL THEN
             {lock_customer}
@@ -346,6 +352,14 @@ END
 _WHOSE_CUSTOMER = "unified_user_journal.identity_map AS i WHERE i.source_table = 'customers' AND i.source_id = NEW.{bookings.customerId}"
 
 _WHOSE_KEY = "unified_user_journal.identity_map AS i WHERE i.identity_key = uu_key AND i.source_table <> 'bookings'"
+
+# Most updates, in one statement. It may see the map as it was before the lock, and then the booking is not the user's that it names.
+_LOCK_AND_UPDATE = """
+WITH locked AS (
+    UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
+    WHERE l.identity_key = ANY (ARRAY(SELECT i.identity_key FROM {whose})) RETURNING (SELECT i.user_id FROM {whose} LIMIT 1) AS user_id)
+UPDATE {new_bookings} AS n SET {updates} FROM locked WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = locked.user_id;
+"""
 
 # Whose it is may have changed until his key was locked.
 _INSERT_BOOKING = """
@@ -814,9 +828,15 @@ class Forward:
             ),
             bookings=schema.compose("OLD.{bookings.id}, NEW.{bookings.id}"),
         )
+        whose = schema.compose(_WHOSE_CUSTOMER)
+        # These two are as they were.
+        updates = comma(
+            self._copied(left, right, bookings.columns[right.string])
+            for left, right in pairs if bookings.logical_name(right.string) not in ("id", "customerEmail")
+        )
         return schema.compose(
-            _BOOKING_TRIGGER, new_key=self.key("bookings", "NEW"),
-            lock_customer=lock_found(schema.compose(_WHOSE_CUSTOMER), "i.user_id", "uu_user", self._left(schema.compose(
+            _BOOKING_TRIGGER, new_key=self.key("bookings", "NEW"), lock_and_update=schema.compose(_LOCK_AND_UPDATE, whose=whose, updates=updates),
+            lock_customer=lock_found(whose, "i.user_id", "uu_user", self._left(schema.compose(
                 "(SELECT {key} FROM {customers} AS c WHERE c.{customers.id} = NEW.{bookings.customerId})", key=self.key("customers", "c")))),
             lock_person=lock_found(sql.SQL(_WHOSE_KEY), "i.user_id", "uu_user"), lock=lock_one("uu_key", self._left(sql.SQL("uu_key"))),
             same=self._same_booking(), same_guest=same_guest(schema, "bookings"),
@@ -826,11 +846,7 @@ class Forward:
             ),
             update=schema.compose(
                 "UPDATE {new_bookings} AS n SET {updates} WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = uu_user;",
-                # These are as they were.
-                updates=comma(
-                    self._copied(left, right, bookings.columns[right.string])
-                    for left, right in pairs if bookings.logical_name(right.string) not in ("id", "customerEmail")
-                ),
+                updates=updates,
             ),
             slow=sql.Composed([self._unpin(), slow]),
         )

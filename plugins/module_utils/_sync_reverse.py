@@ -250,14 +250,17 @@ AND NOT EXISTS (SELECT FROM {user_role_assignments} AS r WHERE r.{user_role_assi
 
 _WHOSE_ROW = "unified_user_journal.identity_map AS i WHERE i.user_id = NEW.{users.id} AND i.identity_key = uu_key AND i.source_table <> 'bookings'"
 
+_ROW_ALONE = """
+SELECT i.source_id FROM unified_user_journal.identity_map AS i
+WHERE i.user_id = NEW.{users.id} AND i.source_table = {name} AND i.identity_key = uu_key AND {alone}
+"""
+
 _WRITE_ALONE = """
 IF uu_table = {name} THEN
-    SELECT i.source_id INTO uu_row FROM unified_user_journal.identity_map AS i
-    WHERE i.user_id = NEW.{users.id} AND i.source_table = {name} AND i.identity_key = uu_key AND {alone};
-    IF FOUND AND ({changed}) THEN
-        UPDATE {people} AS t SET {updates} WHERE t.{people.id} = uu_row RETURNING {same} INTO uu_settled;
-    ELSIF FOUND THEN
-        SELECT {same} INTO uu_settled FROM {people} AS t WHERE t.{people.id} = uu_row;
+    IF {changed} THEN
+        UPDATE {people} AS t SET {updates} WHERE t.{people.id} = ({row}) RETURNING {same} INTO uu_settled;
+    ELSE
+        SELECT {same} INTO uu_settled FROM {people} AS t WHERE t.{people.id} = ({row});
     END IF;
 END IF;
 """
@@ -267,7 +270,6 @@ DECLARE
     uu_keys text[];
     uu_key text;
     uu_table text;
-    uu_row text;
     uu_settled boolean;
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -595,7 +597,8 @@ class Reverse:
         pairs = self._pairs(table, "NEW")
         other_role = next(role for name, role in _ROLES.items() if name != table)
         return schema.compose(
-            _WRITE_ALONE, people=table, name=sql.Literal(table), alone=schema.compose(_ALONE, other_role=sql.Literal(other_role)),
+            _WRITE_ALONE, people=table, name=sql.Literal(table),
+            row=schema.compose(_ROW_ALONE, name=sql.Literal(table), alone=schema.compose(_ALONE, other_role=sql.Literal(other_role))),
             changed=sql.SQL(" OR ").join(changed(users.columns[ours]) for unused, ours, value in pairs),
             updates=comma(
                 compose("{c} = CASE WHEN {changed} THEN {value} ELSE t.{c} END", {

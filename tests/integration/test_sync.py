@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 
+import psycopg2
 import pytest
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
@@ -455,3 +456,34 @@ def test_a_column_that_comes_later_is_carried_once_the_sync_is_made_anew(session
     assert carried == (["Anna", "Zoë"] if direction == "forward" else ["Anna"])
     session.execute("SET search_path = pg_catalog")
     assert not sync().changes(direction) and not sync().status()["outdated"]
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_what_the_sync_carries_is_not_dropped_under_it(session, direction):
+    """Otherwise every write would fail that a trigger carries there."""
+    sync = forward(session)
+    sync.install(direction)
+    for change in (
+        "DROP TABLE public.customers", "ALTER TABLE public.customers DROP COLUMN phone", "ALTER TABLE public.new_bookings DROP COLUMN status",
+        'ALTER TABLE public.studios DROP COLUMN "ownerId"', "ALTER TABLE public.users ALTER COLUMN phone TYPE varchar",
+    ):  # fmt: skip
+        with pytest.raises((psycopg2.errors.DependentObjectsStillExist, psycopg2.errors.FeatureNotSupported), match="kept_in_step_"):
+            session.execute(change)
+    # What it does not carry is nobody's business.
+    session.execute("ALTER TABLE public.customers ADD COLUMN theirs text")
+    session.execute("ALTER TABLE public.customers DROP COLUMN theirs; UPDATE public.customers SET phone = '0'")
+    assert not Sync(session, SyncOptions()).changes(direction)
+    assert sync.remove()
+    session.execute("ALTER TABLE public.users ALTER COLUMN phone TYPE varchar; DROP TABLE public.customers CASCADE")
+
+
+@pytest.mark.one_major
+def test_a_type_is_changed_with_the_view_out_of_the_way(session):
+    forward(session).install("both")
+    session.execute("DROP VIEW unified_user_journal.kept_in_step_users; ALTER TABLE public.users ALTER COLUMN phone TYPE varchar")
+    sync = Sync(session, SyncOptions())
+    assert sync.changes("both") and sync.install("both") and not Sync(session, SyncOptions()).changes("both")
+    session.execute("UPDATE public.customers SET phone = '0' WHERE id = (SELECT min(id) FROM public.customers)")
+    with pytest.raises(psycopg2.errors.DependentObjectsStillExist, match="kept_in_step_users"):
+        session.execute("ALTER TABLE public.users DROP COLUMN phone")
