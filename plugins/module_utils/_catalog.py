@@ -243,10 +243,10 @@ class Schema:
         for table, columns in _mapping.REFERRED_TO.items():
             names = self.relations[table].names
             carried[table] = {names[column] for column in columns if column in names}
-        for target, (source, unused) in _mapping.ROW_COPIES.items():
+        for target, copied in _mapping.ROW_COPIES.items():
             for right, left in self.row_copy(target):
                 carried[target].add(right)
-                carried[source].add(left)
+                carried[copied[0]].add(left)
         for column in self.person_columns():
             carried["users"].add(column.target.name)
             for table, name in column.sources.items():
