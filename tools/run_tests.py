@@ -271,7 +271,7 @@ STAGES: dict[str, Callable[[], Tally]] = {
 
 
 #: Stages that keep one processor busy, or wait: each runs beside the stages from one to another, its output only in its log.
-BESIDE = {"sanity": ("lint", "unit", "tools"), "molecule": ("playbooks", "application", "switchover")}
+BESIDE = {"sanity": ("lint", "unit", "tools", "integration"), "molecule": ("playbooks", "application", "switchover")}
 
 
 def run_stage(name: str, function: Callable[[], Tally]) -> Tally:

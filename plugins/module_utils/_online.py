@@ -52,7 +52,8 @@ class OnlineOptions:
         owner: what tells this run from others; the same for all its slices.
         batch_seconds: how long one transaction of the backfill should take, in seconds.
         batch_keys: most identities in one batch.
-        workers: sessions that carry at the same time, each its own share of the identities.
+        workers: sessions that carry at the same time, each its own share of the identities. With one the server has one process at work for
+            the migration, in every phase.
         slice_seconds: after how long the backfill stops for a moment, to be gone on with by another call; 0 for never.
         reconnect_seconds: how long a lost server is looked for, in seconds.
         limits: what the backfill makes way for.
@@ -60,7 +61,7 @@ class OnlineOptions:
 
     owner: str
     batch_seconds: float = 0.5
-    batch_keys: int = 1000
+    batch_keys: int = 500
     workers: int = 1
     slice_seconds: float = 0.0
     reconnect_seconds: float = 60.0
@@ -94,6 +95,7 @@ class OnlineCopy(AtomicCopy):
         self._notes: list[str] = []
         self._longest_batch = 0.0
         self._deadline = time.monotonic() + online.slice_seconds if online.slice_seconds else None
+        self._keep_to_one_process()
 
     def run(self) -> dict[str, Any]:
         """Copy, prove and finish; or get as far as the slice lasts.
@@ -123,6 +125,16 @@ class OnlineCopy(AtomicCopy):
                 attempt += 1
                 self._reconnect(error, attempt)
 
+    def _keep_to_one_process(self) -> None:
+        """With one worker keep the server's other processors for the application: when all compute, each of its commits waits for its turn."""
+        if self.online.workers == 1:
+            for name in ("max_parallel_workers_per_gather", "max_parallel_maintenance_workers"):
+                self.database.value("SELECT set_config(%s, '0', false)", (name,))
+
+    def _further(self) -> Callable[[], Database] | None:
+        """Return what opens a session that works beside this one, or None where one is to be enough."""
+        return self._connect if self.online.workers > 1 else None
+
     def _reconnect(self, error, attempt: int) -> None:
         """Open the session again; a server that restarts needs a while."""
         deadline = time.monotonic() + self.online.reconnect_seconds
@@ -146,6 +158,7 @@ class OnlineCopy(AtomicCopy):
         set_up_session(fresh)
         # Whoever has this session has the new one.
         self.database.connection = fresh.connection
+        self._keep_to_one_process()
         self._notes.append(f"The connection was lost ({describe(error)}) and made again")
 
     def _copy(self) -> dict[str, Any]:
@@ -189,8 +202,8 @@ class OnlineCopy(AtomicCopy):
         return self._result(changed=True, finished=True, longest_batch_ms=round(self._longest_batch * 1000), **summary)
 
     def _complete(self, runner: _runner.Runner) -> dict[str, Any]:
-        """Put back what the backfill did without; return what there is, which another session counts meanwhile."""
-        with spare(self._connect, set_up_session) as second, meanwhile(self.database, second, self._count) as counted:
+        """Put back what the backfill did without; return what there is, which another session counts meanwhile, if there may be one."""
+        with spare(self._further(), set_up_session) as second, meanwhile(self.database, second, self._count) as counted:
             with self._phase(runner, "analyze"):
                 self._analyze()
             with self._phase(runner, "build indexes and foreign keys") as phase:
@@ -394,7 +407,7 @@ class OnlineCopy(AtomicCopy):
         with self._phase(runner, "verify") as phase:
             found = verify_database(
                 self.database, options.schema, options.mapping, options.policies, options.sample_size, options.mask_pii,
-                connect=self._connect, finished=False,
+                connect=self._further(), finished=False,
             )  # fmt: skip
             phase["rows"] = len(found.checks)
         return found

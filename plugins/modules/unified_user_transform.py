@@ -57,10 +57,12 @@ options:
     description:
       - Most identities in one batch of the online strategy.
     type: int
-    default: 1000
+    default: 500
   parallel_workers:
     description:
       - Sessions that carry at the same time with the online strategy, each its own share of the identities.
+      - With one the server has one process at work for the migration in every phase, and its other processors for the application. With
+        two it is done sooner.
     type: int
     default: 1
   slice_seconds:
@@ -247,7 +249,7 @@ def main() -> None:
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
             "strategy": {"type": "str", "default": "atomic", "choices": ["atomic", "online"]},
             "batch_seconds": {"type": "float", "default": 0.5},
-            "batch_keys": {"type": "int", "default": 1000, "no_log": False},
+            "batch_keys": {"type": "int", "default": 500, "no_log": False},
             "parallel_workers": {"type": "int", "default": 1},
             "slice_seconds": {"type": "float", "default": 10},
             "run_id": {"type": "str"},

@@ -30,7 +30,7 @@ def _rewrite(before: str) -> dict:
 #: What a host's switchover is told, and what it says.
 FAULTS = {
     "build": (
-        {"app_switchover_commands": [["sh", "-c", "echo cannot compile; exit 7"]]}, "non-zero return code The command said: cannot compile Release old serves.",
+        {"app_switchover_commands": [["sh", "-c", "seq 2000; echo cannot compile; exit 7"]]}, "1999 2000 cannot compile Release old serves.",
     ),
     "lockfile": ({"app_switchover_commands": [["npm", "ci", "--offline"]]}, "can only install packages when your package.json and package-lock.json"),
     "rewritenone": (_rewrite("nothing like it"), "occurs 0 times instead of 1"),
@@ -52,9 +52,11 @@ REFUSED = {"lock", "alive", "dangling", "nolink", "none", "badname"}
 def _wrong_lock(folder: Path) -> Path:
     """A release whose lock file was not made for its package.json, and which needs no registry to see that."""
     release = small_release(folder)
+    (release / "lib").mkdir()
+    (release / "lib" / "package.json").write_text(json.dumps({"name": "lib", "version": "1.0.0"}))
     described = {"name": "small", "version": "1.0.0", "lockfileVersion": 3, "packages": {"": {"name": "small", "version": "1.0.0"}}}
     (release / "package-lock.json").write_text(json.dumps(described))
-    (release / "package.json").write_text(json.dumps({"name": "small", "version": "1.0.0", "dependencies": {"next": "15.5.12"}}))
+    (release / "package.json").write_text(json.dumps({"name": "small", "version": "1.0.0", "dependencies": {"lib": "file:lib"}}))
     return release
 
 

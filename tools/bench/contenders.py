@@ -35,6 +35,8 @@ SETTINGS = {
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
+    # A server that has run for a while has its WAL files; every commit waits while one is made.
+    "min_wal_size": "4GB",
     # A vacuum that starts by itself would hit one contender and spare the next.
     "autovacuum": "off",
 }
