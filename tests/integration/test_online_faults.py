@@ -754,3 +754,24 @@ def test_the_playbooks_reach_a_run_in_slices(cluster, reference_database, stage,
     refused = run_playbook(ROOT / "playbooks" / "abort.yml", hosts)
     assert refused.returncode != 0 and "rollback_mode=abort" in refused.stdout
     stage.in_step()
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize(("workers", "lost"), [(1, False), (1, True), (2, False)])
+def test_one_worker_is_one_process_of_the_server(stage, workers, lost):
+    """Also after a lost connection; with more workers there are further sessions, and parallel ones, once all is carried."""
+    opened = []
+
+    def connect() -> Database:
+        if lost and not opened:
+            stage.session.value("SELECT pg_terminate_backend(%s)", (copy.database.connection.info.backend_pid,))
+        opened.append([phase["name"] for phase in copy.clock.phases])
+        return stage.connect()
+
+    copy = OnlineCopy(stage.connect(), Options(), OnlineOptions("test", batch_keys=20, workers=workers, limits=Limits(replica_lag=0)), connect)
+    result = copy.run()
+    assert result["finished"] and any("was lost" in note for note in result["notes"]) == lost
+    assert any("backfill" in done for done in opened) == (workers > 1)
+    parallel = {copy.database.value(f"SHOW max_parallel_{kind}") for kind in ("workers_per_gather", "maintenance_workers")}
+    assert (parallel == {"0"}) == (workers == 1)
+    stage.in_step()
