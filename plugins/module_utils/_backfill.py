@@ -35,9 +35,11 @@ _BOUND = "{key} {operator} (SELECT s.{bound} FROM unified_user_journal.backfill 
 # The journal's columns have the database's collation, and so has the index. OFFSET 0 has each key looked up there.
 _FREE = 'NOT EXISTS (SELECT FROM unified_user_journal.identity_lock AS l WHERE l.identity_key = {key} COLLATE "default" AND l.generation > 0 OFFSET 0)'
 
-# A batch that a crash of the server takes along has its cursor in it, and goes again: no commit needs to wait for the disk.
+# A batch that a crash of the server takes along has its cursor in it, and goes again: no commit needs to wait for the disk. Until
+# all is there, rough statistics are enough.
 _SESSION = {
     "jit": "off", "random_page_cost": "1.1", "client_min_messages": "warning", "max_parallel_workers_per_gather": "0", "synchronous_commit": "off",
+    "default_statistics_target": "10",
 }  # fmt: skip
 
 # OFFSET keeps the planner from reading the whole table once for all: a batch is always a small part of it. The outer one keeps

@@ -84,6 +84,8 @@ class _Worker(threading.Thread):
             self.longest = max(self.longest, carried.seconds)
             if carried.keys < size:
                 return
+            if self.backfill.number == self.crew.analyst:
+                self.crew.analyze(self.database)
             size = max(1, min(online.batch_keys, int(size * min(2.0, max(0.5, online.batch_seconds / max(carried.seconds, 0.001))))))
 
 
@@ -109,7 +111,11 @@ class Crew:
         self._go = threading.Event()
         self._stop = threading.Event()
         self._deadline: float | None = None
+        self._workers: list[_Worker] = []
+        self._before = 0
         self._analyzed = 1000
+        #: Whose session analyzes, between two of its batches: one more at work would take a processor from the application.
+        self.analyst: int | None = None
 
     def may_go_on(self) -> bool:
         """Wait while the run is held up; return whether a worker may begin another batch."""
@@ -132,17 +138,15 @@ class Crew:
         """
         database = self.copy.database
         slices = [row["slice"] for row in database.rows("SELECT slice FROM unified_user_journal.backfill WHERE NOT done ORDER BY slice")]
-        before = database.value("SELECT coalesce(sum(rows), 0)::bigint FROM unified_user_journal.backfill")
-        workers: list[_Worker] = []
+        self._before = database.value("SELECT coalesce(sum(rows), 0)::bigint FROM unified_user_journal.backfill")
+        self.analyst = min(slices, default=None)
+        workers = self._workers
         try:
             for number in slices:
                 workers.append(_Worker(self, self.copy.open_worker(), number))
             for worker in workers:
                 worker.start()
-            # Rough statistics are enough until all is there; whole ones would take a processor from the application.
-            database.execute("SET default_statistics_target = 10")
-            self._watch(workers, before, deadline)
-            database.execute("RESET default_statistics_target")
+            self._watch(deadline)
         finally:
             self._stop.set()
             for worker in workers:
@@ -157,11 +161,15 @@ class Crew:
                 raise worker.failure
         return database.value("SELECT bool_and(done) FROM unified_user_journal.backfill")
 
-    def _watch(self, workers: list[_Worker], before: int, deadline: float | None) -> None:
+    def _done(self) -> int:
+        return self._before + sum(worker.rows for worker in self._workers)
+
+    def _watch(self, deadline: float | None) -> None:
+        workers = self._workers
         pids = [self.copy.database.connection.info.backend_pid, *(worker.database.connection.info.backend_pid for worker in workers)]
         window: collections.deque = collections.deque(maxlen=20)
         while any(worker.is_alive() for worker in workers) and not any(worker.failure for worker in workers):
-            done = before + sum(worker.rows for worker in workers)
+            done = self._done()
             window.append((time.monotonic(), done))
             (first, rows), (last, more) = window[0], window[-1]
             waiting = self.throttle.reason(pids)
@@ -178,18 +186,22 @@ class Crew:
                 self._go.set()
             if deadline is not None and time.monotonic() > deadline:
                 return
-            self._analyze(done)
             del self.copy.database.executed_queries[_REMEMBERED:]
             pause = time.monotonic() + _LOOK
             while time.monotonic() < pause and any(worker.is_alive() for worker in workers):
                 time.sleep(0.02)
 
-    def _analyze(self, done: int) -> None:
-        """Tell the planner as the tables grow: what the triggers do is planned for tables of the size it knows."""
+    def analyze(self, database: Database) -> None:
+        """Tell the planner as the tables grow: what the triggers do is planned for tables of the size it knows.
+
+        Args:
+            database: a worker's session, outside a transaction.
+        """
+        done = self._done()
         if done < 4 * self._analyzed:
             return
         self._analyzed = done
         names = [self.copy.schema.table(name) for name in _mapping.FILLED]
         names += [sql.Identifier(_journal.SCHEMA, name) for name in ("identity_map", "identity_lock")]
         # Whoever holds a table, such as autovacuum, will do it as well.
-        self.copy.database.execute(compose("ANALYZE (SKIP_LOCKED) {names}", {"names": comma(names)}))
+        database.execute(compose("ANALYZE (SKIP_LOCKED) {names}", {"names": comma(names)}))

@@ -87,11 +87,12 @@ IF NOT FOUND THEN
 END IF;
 """
 
-#: The same for the key of somebody who is looked up by a row ``i`` of the map, in one statement where there is a lock row. It is
-#: no join: planned while few keys have a lock row, one would look through all of them ever after.
+#: The same for the key of somebody who is looked up by rows ``i`` of the map that have one key, in one statement where there is a
+#: lock row. It is no join: planned while few keys have a lock row, one would look through all of them ever after. Nor is it a list
+#: of keys, which takes a bitmap to look up.
 LOCK_FOUND = """
 UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
-WHERE l.identity_key = ANY (ARRAY(SELECT i.identity_key FROM {whose})) RETURNING (SELECT {found} FROM {whose} LIMIT 1) INTO {into};
+WHERE l.identity_key = (SELECT i.identity_key FROM {whose} LIMIT 1) RETURNING (SELECT {found} FROM {whose} LIMIT 1) INTO {into};
 IF NOT FOUND THEN
     {left}{lock}
     SELECT {found} INTO {into} FROM {whose} LIMIT 1;
@@ -357,7 +358,7 @@ _WHOSE_KEY = "unified_user_journal.identity_map AS i WHERE i.identity_key = uu_k
 _LOCK_AND_UPDATE = """
 WITH locked AS (
     UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
-    WHERE l.identity_key = ANY (ARRAY(SELECT i.identity_key FROM {whose})) RETURNING (SELECT i.user_id FROM {whose} LIMIT 1) AS user_id)
+    WHERE l.identity_key = (SELECT i.identity_key FROM {whose} LIMIT 1) RETURNING (SELECT i.user_id FROM {whose} LIMIT 1) AS user_id)
 UPDATE {new_bookings} AS n SET {updates} FROM locked WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = locked.user_id;
 """
 
@@ -608,7 +609,7 @@ class Forward:
 
     def _collision(self):
         rekeyed = Projection.rekeyed_id(self.schema.compose("t.{customers.id}"))
-        parts = {"key": self.key("customers", "t"), "owner_key": self.key("studio_owners", "o"), "rekeyed": rekeyed}
+        parts = {"key": self.key("customers", "t"), "owner_key": self.key("studio_owners", "o"), "other_key": self.key("customers", "c"), "rekeyed": rekeyed}
         for name, table, alias in (("owner_not_made", "studio_owners", "o"), ("customer_not_made", "customers", "c")):
             parts[name] = self.schema.compose(
                 "NOT EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.made AND i.source_table = {name} AND i.source_id = {row}.{table.id})",
@@ -625,7 +626,12 @@ class Forward:
             " AND (EXISTS (SELECT FROM {studio_owners} AS o WHERE o.{studio_owners.id} = {rekeyed} AND {owner_not_made})"
             " OR EXISTS (SELECT FROM {customers} AS c WHERE c.{customers.id} = {rekeyed} AND {customer_not_made})"
             " OR EXISTS (SELECT FROM unified_user_journal.identity_map AS i WHERE i.user_id = {rekeyed} AND i.identity_key <> {key}"
-            " AND (i.source_table, i.source_id) IS DISTINCT FROM ('customers', t.{customers.id})))"
+            " AND (i.source_table, i.source_id) IS DISTINCT FROM ('customers', t.{customers.id})"
+            # Who comes along to this key is still under the one before in the map.
+            " AND NOT EXISTS (SELECT FROM {studio_owners} AS o WHERE i.source_table = 'studio_owners' AND o.{studio_owners.id} = i.source_id"
+            " AND {owner_key} = {key})"
+            " AND NOT EXISTS (SELECT FROM {customers} AS c WHERE i.source_table = 'customers' AND c.{customers.id} = i.source_id"
+            " AND {other_key} = {key})))"
             " THEN 'derived_id_taken' END", **parts
         )
 
@@ -925,7 +931,7 @@ def lock_found(whose, found: str, into: str, left=None):
     """Look somebody up, and lock his key.
 
     Args:
-        whose: composed FROM and WHERE clauses, in which ``i`` is a row of the map.
+        whose: composed FROM and WHERE clauses, in which ``i`` is a row of the map; all that are found have one key.
         found: expression of what to look up.
         into: the variable it goes to; NULL where nobody is found.
         left: composed; what is done before a lock row is made, or None.

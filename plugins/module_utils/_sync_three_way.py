@@ -274,6 +274,21 @@ IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND NOT ({same})) THEN
 END IF;
 """
 
+# Credentials that were not carried because others shared the identity do not come back when these leave it: nobody is to miss them then.
+_PARTED = """
+UPDATE unified_user_journal.identity_map AS i SET parted = true
+WHERE i.identity_key = ANY (uu_keys) AND i.source_table = 'studio_owners' AND NOT i.parted AND EXISTS (
+    SELECT FROM unified_user_journal.identity_map AS n
+    WHERE n.user_id = i.user_id AND n.source_table <> 'bookings' AND (n.source_table, n.source_id) <> (i.source_table, i.source_id)
+    AND NOT EXISTS (SELECT FROM unnest(uu_members) AS m WHERE m.user_id = i.user_id
+                    AND n.source_table = (ARRAY['studio_owners', 'customers'])[m.side + 1] AND n.source_id = m.source_id)
+) AND (
+    EXISTS (SELECT FROM {accounts} AS t WHERE t.{accounts.userId} = i.source_id
+            AND NOT EXISTS (SELECT FROM {new_accounts} AS n WHERE n.{new_accounts.id} = t.{accounts.id}))
+    OR EXISTS (SELECT FROM {sessions} AS t WHERE t.{sessions.userId} = i.source_id
+               AND NOT EXISTS (SELECT FROM {new_sessions} AS n WHERE n.{new_sessions.id} = t.{sessions.id})));
+"""
+
 _NATIVE = """
 IF uu_native <> '{}' THEN
     UPDATE unified_user_journal.identity_map AS i SET native = true WHERE i.identity_key = ANY (uu_native) AND NOT i.native;
@@ -449,6 +464,7 @@ class ThreeWay(Forward):
             self._bookings(),
             self._quarantine(),
             self._audit(),
+            schema.compose(_PARTED),
             self._map(),
             sql.SQL(_NATIVE),
             sql.SQL(_FORGET_GONE),

@@ -541,6 +541,10 @@ FOUND_WITH_BOTH = {
     "a rekeyed customer becomes an owner, too": (Policies(id_collisions="rekey"), [
         f"""INSERT INTO user_role_assignments (id, "userId", role) SELECT 'n', u.id, 'STUDIO_OWNER' FROM users AS u WHERE u.id <> '{GUEST}'
             AND u.id NOT IN (SELECT id FROM customers UNION SELECT id FROM studio_owners)"""]),
+    "a rekeyed customer becomes an owner, too, and changes his address": (Policies(id_collisions="rekey"), [
+        f"""INSERT INTO user_role_assignments (id, "userId", role) SELECT 'n', u.id, 'STUDIO_OWNER' FROM users AS u WHERE u.id <> '{GUEST}'
+            AND u.id NOT IN (SELECT id FROM customers UNION SELECT id FROM studio_owners)""",
+        "UPDATE users SET email = 'moved@x.de' WHERE id = (SELECT id FROM studio_owners WHERE id NOT IN ('o', 'p'))"]),
     "a customer owns a studio without an owner, and becomes one": (Policies(), [
         "DELETE FROM studio_owners WHERE id = 'o'",
         """INSERT INTO studio_ownership (id, "userId", "studioId", "acceptedAt") VALUES ('n', 'a', 's', now())""",
@@ -570,6 +574,9 @@ def test_what_a_history_of_both_sides_found(subject, sessions, name):
         assert len({row["updatedAt"] for row in users.values()}) == 1
     if "blanks" in name:
         assert users["p"]["phone"] == "   "
+    if "address" in name:
+        assert [row["email"] for table in ("customers", "studio_owners") for row in subject.state().legacy[table]].count("moved@x.de") == 2
+        assert not subject.state().unified.quarantine
 
 
 # --- the contract's sentences -----------------------------------------------------------------------------------------

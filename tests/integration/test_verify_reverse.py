@@ -13,6 +13,7 @@ import os
 import re
 
 import pytest
+from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
@@ -280,6 +281,37 @@ def test_what_a_legacy_owner_decides_is_no_difference(session, check):
     session.execute("DELETE FROM studio_owners WHERE id = 'u-owner'; DELETE FROM new_bookings WHERE \"customerId\" = 'u-customer'")
     session.execute("DELETE FROM users WHERE id = 'u-customer'")
     assert "inactive_users" not in check().require().not_representable
+
+
+@pytest.mark.one_major
+def test_what_was_not_carried_is_not_missed_when_those_he_was_joined_with_are_gone(session, check):
+    for statement in (
+        "DELETE FROM customers WHERE lower(email) = 'squatted@example.org'",
+        "UPDATE studio_owners SET \"emailVerified\" = now() WHERE id = 'o-squatter'",
+    ):
+        assert session.execute(statement) == 1
+        assert check().require().not_carried == NOT_CARRIED, statement
+
+
+@pytest.mark.one_major
+def test_the_journal_of_an_earlier_version(session, check):
+    session.execute("ALTER TABLE unified_user_journal.identity_map DROP COLUMN parted")
+    assert check().require().not_carried == NOT_CARRIED
+    _journal.create(session)
+    assert session.value("SELECT bool_or(parted) FROM unified_user_journal.identity_map") is False
+
+
+@pytest.mark.one_major
+def test_what_was_carried_is_missed_whoever_he_was_joined_with(session, behind, check):
+    owner = session.row(
+        'SELECT o.id, c.id AS customer FROM studio_owners AS o JOIN customers AS c ON lower(c.email) = lower(o.email)'
+        ' WHERE o."emailVerified" IS NOT NULL ORDER BY o.id LIMIT 1'
+    )
+    session.execute("INSERT INTO sessions (id, \"sessionToken\", \"userId\", expires) VALUES ('t-joined', 'token-of-joined', %s, '2095-01-01')", (owner["id"],))
+    session.execute("DELETE FROM customers WHERE id = %s", (owner["customer"],))
+    check().require()
+    behind("DELETE FROM new_sessions WHERE id = 't-joined'")
+    assert failed(check())["sessions"].samples == ["missing t-joined"]
 
 
 @pytest.mark.one_major
