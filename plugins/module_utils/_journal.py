@@ -115,14 +115,6 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down_catalogue (
 """
 
 
-# What a journal lacks that an earlier version made; only then the map is locked, which every write of the application reads.
-_OLDER = """
-SELECT NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'unified_user_journal.identity_map'::regclass AND attname = 'parted' AND NOT attisdropped)
-"""
-
-_PARTED = "ALTER TABLE unified_user_journal.identity_map ADD COLUMN parted boolean NOT NULL DEFAULT false"
-
-
 def exists(database: Database) -> bool:
     """Return whether this database has a journal."""
     return database.value("SELECT to_regclass(%s) IS NOT NULL", ("unified_user_journal.run",))
@@ -131,8 +123,6 @@ def exists(database: Database) -> bool:
 def create(database: Database) -> None:
     """Create what the journal lacks. Repeatable."""
     database.execute(_TABLES)
-    if database.value(_OLDER):
-        database.execute(_PARTED)
 
 
 def drop(database: Database) -> None:

@@ -471,11 +471,10 @@ class _Belongings(Belongings):
             parts = {"own": sql.SQL(own), "same": same, "a": self.schema.column(rows, "id"), "b": self.schema.column(others, "id")}
             return self.derivation.of(others, "EXISTS (SELECT FROM {.} AS x WHERE x.{b} <> {own}.{a} AND {same})", **parts)
 
-        # Of a row that was unverified in a joined identity, or is; once not carried they do not come back by themselves. The journal of
-        # an earlier version does not know who parted.
+        # Of a row that was unverified in a joined identity, or is; once not carried they do not come back by themselves.
         left = self.derivation.of(
             source,
-            "(p.{studio_owners.emailVerified} IS NULL OR i.native OR coalesce((to_jsonb(i) ->> 'parted')::boolean, false) OR i.user_id <> i.source_id"
+            "(p.{studio_owners.emailVerified} IS NULL OR i.native OR i.parted OR i.user_id <> i.source_id"
             " OR (SELECT count(*) FROM {map} AS n WHERE n.user_id = i.user_id) > 1)",
         ) if not self.derivation.carries_all() else sql.SQL("FALSE")  # fmt: skip
 

@@ -13,7 +13,6 @@ import os
 import re
 
 import pytest
-from ansible_collections.rnltlabs.unified_user.plugins.module_utils import _journal
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._connection import Database
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._errors import UnifiedUserError
 from ansible_collections.rnltlabs.unified_user.plugins.module_utils._mapping import Policies
@@ -291,14 +290,6 @@ def test_what_was_not_carried_is_not_missed_when_those_he_was_joined_with_are_go
     ):
         assert session.execute(statement) == 1
         assert check().require().not_carried == NOT_CARRIED, statement
-
-
-@pytest.mark.one_major
-def test_the_journal_of_an_earlier_version(session, check):
-    session.execute("ALTER TABLE unified_user_journal.identity_map DROP COLUMN parted")
-    assert check().require().not_carried == NOT_CARRIED
-    _journal.create(session)
-    assert session.value("SELECT bool_or(parted) FROM unified_user_journal.identity_map") is False
 
 
 @pytest.mark.one_major
