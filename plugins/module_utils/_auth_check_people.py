@@ -239,6 +239,7 @@ class People:
             removed += late
             if not late:
                 break
+        self._require_gone(self.mark)
         return removed
 
     def remove_leftovers(self) -> int:
@@ -256,6 +257,7 @@ class People:
                 marks.update(row["mark"] for row in rows)
         for mark in marks:
             self._remove(mark)
+            self._require_gone(mark)
         return len(marks)
 
     def _remove(self, mark: str) -> int:
@@ -272,6 +274,9 @@ class People:
                 self.database.execute(self.schema.compose(_STUDIO_LOCKS), {"prefix": STUDIO_LOCK})
 
         self._repeated(work, "remove the test accounts")
+        return removed[0]
+
+    def _require_gone(self, mark: str) -> None:
         parameters = self._marked(mark)
         left = [
             table for table, condition in self._traces()
@@ -282,7 +287,6 @@ class People:
                 "remove the test accounts", "rows marked %s are still in %s" % (mark, ", ".join(left)),
                 "Something wrote them meanwhile: delete them by that mark",
             )  # fmt: skip
-        return removed[0]
 
     def _traces(self) -> list[tuple[str, Any]]:
         return [(table, self.schema.compose(condition)) for table, condition in _TRACES if self.schema[table].exists]

@@ -209,6 +209,32 @@ def test_ended_or_killed_in_the_middle(site):
     assert site.contents() == before
 
 
+#: Writes an entry about somebody when the transaction that removes him commits: too late for it, as a request under way does.
+LATE = """
+CREATE FUNCTION write_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO audit_logs (id, action, resource, "resourceId", "userAgent") VALUES (gen_random_uuid()::text, 'LATE', 'user', OLD.id, OLD.email);
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER write_late AFTER DELETE ON users DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION write_late();
+"""
+
+
+def test_what_is_written_during_the_removal(site):
+    before = site.contents()
+    with site.session() as database, contextlib.ExitStack() as stack:
+        database.execute(LATE)
+        stack.callback(database.execute, "DROP FUNCTION write_late() CASCADE")
+        ended = _under_way(site)
+        os.kill(ended.process.pid, signal.SIGTERM)
+        assert "it was ended from outside" in ended.result(30)["msg"]
+        assert site.contents() == before
+        # Every request was answered: what is written then is nothing to wait for.
+        with pytest.raises(UnifiedUserError, match=r"still in audit_logs\. Something wrote them meanwhile"):
+            site.check()
+        assert database.execute("DELETE FROM audit_logs WHERE action = 'LATE'") > 0
+    assert site.contents() == before
+
+
 def test_the_playbook(site, tmp_path):
     before = site.contents()
     options = site.options()
