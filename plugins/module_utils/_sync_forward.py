@@ -89,10 +89,11 @@ END IF;
 
 #: The same for the key of somebody who is looked up by rows ``i`` of the map that have one key, in one statement where there is a
 #: lock row. It is no join: planned while few keys have a lock row, one would look through all of them ever after. Nor is it a list
-#: of keys, which takes a bitmap to look up.
+#: of keys, which takes a bitmap to look up. The map is read once.
 LOCK_FOUND = """
+WITH who AS MATERIALIZED (SELECT i.identity_key, {found} AS found FROM {whose} LIMIT 1)
 UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
-WHERE l.identity_key = (SELECT i.identity_key FROM {whose} LIMIT 1) RETURNING (SELECT {found} FROM {whose} LIMIT 1) INTO {into};
+WHERE l.identity_key = (SELECT w.identity_key FROM who AS w) RETURNING (SELECT w.found FROM who AS w) INTO {into};
 IF NOT FOUND THEN
     {left}{lock}
     SELECT {found} INTO {into} FROM {whose} LIMIT 1;
@@ -355,11 +356,13 @@ _WHOSE_CUSTOMER = "unified_user_journal.identity_map AS i WHERE i.source_table =
 _WHOSE_KEY = "unified_user_journal.identity_map AS i WHERE i.identity_key = uu_key AND i.source_table <> 'bookings'"
 
 # Most updates, in one statement. It may see the map as it was before the lock, and then the booking is not the user's that it names.
+# That there is a lock row is asked first, and of no row of bookings.
 _LOCK_AND_UPDATE = """
-WITH locked AS (
+WITH who AS MATERIALIZED (SELECT i.identity_key, i.user_id FROM {whose}), locked AS (
     UPDATE unified_user_journal.identity_lock AS l SET generation = l.generation + 1
-    WHERE l.identity_key = (SELECT i.identity_key FROM {whose} LIMIT 1) RETURNING (SELECT i.user_id FROM {whose} LIMIT 1) AS user_id)
-UPDATE {new_bookings} AS n SET {updates} FROM locked WHERE n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = locked.user_id;
+    WHERE l.identity_key = (SELECT w.identity_key FROM who AS w) RETURNING true AS is_locked)
+UPDATE {new_bookings} AS n SET {updates}
+WHERE (SELECT k.is_locked FROM locked AS k) AND n.{new_bookings.id} = NEW.{bookings.id} AND n.{new_bookings.customerId} = (SELECT w.user_id FROM who AS w);
 """
 
 # Whose it is may have changed until his key was locked.
