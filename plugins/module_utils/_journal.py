@@ -115,6 +115,13 @@ CREATE TABLE IF NOT EXISTS unified_user_journal.taken_down_catalogue (
 """
 
 
+_KNOWS_PARTED = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('unified_user_journal.identity_map') AND attname = 'parted' AND NOT attisdropped)
+"""
+
+_ADD_PARTED = "ALTER TABLE unified_user_journal.identity_map ADD COLUMN parted boolean NOT NULL DEFAULT false"
+
+
 def exists(database: Database) -> bool:
     """Return whether this database has a journal."""
     return database.value("SELECT to_regclass(%s) IS NOT NULL", ("unified_user_journal.run",))
@@ -123,6 +130,14 @@ def exists(database: Database) -> bool:
 def create(database: Database) -> None:
     """Create what the journal lacks. Repeatable."""
     database.execute(_TABLES)
+    # Asked first: adding a column locks the map, which every write of the application reads.
+    if not knows_parted(database):
+        database.execute(_ADD_PARTED)
+
+
+def knows_parted(database: Database) -> bool:
+    """Return whether the map says who parted; that of an earlier version does not until ``create``."""
+    return database.value(_KNOWS_PARTED)
 
 
 def drop(database: Database) -> None:

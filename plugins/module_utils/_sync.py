@@ -110,7 +110,7 @@ class Sync:
         self._require_run()
         if not self.changes(direction):
             return False
-        _journal.create(self.database)
+        self._locked(lambda: _journal.create(self.database), "bring the journal up to date")
         current = self._current()
         if current and current["direction"] == "forward" and (self._missing("forward") or self._outdated(current)):
             self._turn_on("forward")

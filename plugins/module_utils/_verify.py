@@ -223,7 +223,9 @@ class _Verifier:
 
     def _means(self, started: str, sync: dict[str, Any]) -> tuple[list[Look], Rules, Comparer]:
         """Return what to compare, what must not be, and who compares."""
-        derivation = Derivation(self.schema, self.policies, started, self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"])
+        derivation = Derivation(
+            self.schema, self.policies, started, self.cutover_at, self.mask_pii, sync["since"], sync["both_ways"], _journal.knows_parted(self.database)
+        )
         return [*People(derivation).looks(), *Belongings(derivation).looks()], Rules(derivation), Comparer(self.sample_size)
 
     def _sync(self, mapping: dict) -> dict[str, Any]:
@@ -366,7 +368,10 @@ class _ReverseVerifier(_Verifier):
         self.result.not_representable = {}
 
     def _means(self, started: str, sync: dict[str, Any]) -> tuple[list[Look], Rules, Comparer]:
-        reverse = Reverse(ReverseDerivation(self.schema, self.policies, started, None, self.mask_pii, sync["since"], True))
+        derivation = ReverseDerivation(
+            self.schema, self.policies, started, None, self.mask_pii, sync["since"], True, _journal.knows_parted(self.database)
+        )
+        reverse = Reverse(derivation)
         return reverse.looks(), reverse.rules, Explainer(self.sample_size, reverse.excuses())
 
     def _sync(self, mapping: dict) -> dict[str, Any]:

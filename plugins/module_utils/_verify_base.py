@@ -114,6 +114,7 @@ class Derivation:
         mask_pii: whether e-mails in samples are masked.
         synced_since: since when sync has been on, UTC, as text; or None.
         both_ways: whether the unified side's writes are carried back.
+        knows_parted: whether the map says who parted.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Derivation:
         mask_pii: bool = True,
         synced_since: str | None = None,
         both_ways: bool = False,
+        knows_parted: bool = True,
     ) -> None:
         self.schema = schema
         self.policies = policies
@@ -132,6 +134,7 @@ class Derivation:
         self.cutover_at = cutover_at
         self.synced_since = synced_since
         self.both_ways = both_ways
+        self.knows_parted = knows_parted
         self.mask_pii = mask_pii
         self.map = sql.Identifier("unified_user_journal", "identity_map")
 

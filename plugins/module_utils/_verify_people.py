@@ -119,7 +119,7 @@ class People:
         """Every owner and customer once, every guest once, each with his user."""
         owners, customers = map(sql.Literal, PEOPLE)
         # Reverse sync marks the rows it made, and those that parted; before it is on there are none.
-        marks = () if self.derivation.both_ways else ("made", "native", "parted")
+        marks = [] if self.derivation.both_ways else ["made", "native", *(["parted"] if self.derivation.knows_parted else [])]
 
         def row(source_table, source_id, user_id, key) -> dict[str, object]:
             row = {"source_table": source_table, "source_id": source_id, "user_id": user_id, "identity_key": key}

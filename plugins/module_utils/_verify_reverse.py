@@ -474,8 +474,8 @@ class _Belongings(Belongings):
         # Of a row that was unverified in a joined identity, or is; once not carried they do not come back by themselves.
         left = self.derivation.of(
             source,
-            "(p.{studio_owners.emailVerified} IS NULL OR i.native OR i.parted OR i.user_id <> i.source_id"
-            " OR (SELECT count(*) FROM {map} AS n WHERE n.user_id = i.user_id) > 1)",
+            "(p.{studio_owners.emailVerified} IS NULL OR i.native OR {parted} OR i.user_id <> i.source_id"
+            " OR (SELECT count(*) FROM {map} AS n WHERE n.user_id = i.user_id) > 1)", parted=sql.SQL("i.parted" if self.derivation.knows_parted else "FALSE"),
         ) if not self.derivation.carries_all() else sql.SQL("FALSE")  # fmt: skip
 
         def not_carried(called_for):

@@ -253,6 +253,22 @@ def test_both_sides_meet_and_agree(subject, sessions, name, turn, isolation):
     assert witness.look(None) == []
 
 
+def test_other_columns_of_a_booking_are_changed_on_both_sides_at_once(subject, sessions):
+    """The status waits for the other side's transaction, and then finds a newer row than its statement began with."""
+    subject.start(people().legacy, Policies(), "both")
+    # From then on there is a lock row, and the quickest way is taken.
+    subject.execute("UPDATE bookings SET message = 'before' WHERE id = '4'")
+    one, other = sessions(), sessions()
+    assert other.do("BEGIN") is None and other.do("""UPDATE new_bookings SET "customerPhone" = '0171' WHERE id = '4'""") is None
+    one.send("UPDATE bookings SET status = 'CONFIRMED' WHERE id = '4'").settle()
+    assert one.is_busy() and other.do("COMMIT") is None and one.wait() is None
+    with subject.connection.cursor() as cursor:
+        cursor.execute("""SELECT 1, status::text, "customerPhone" FROM bookings WHERE id = '4'
+                          UNION ALL SELECT 2, status::text, "customerPhone" FROM new_bookings WHERE id = '4' ORDER BY 1""")
+        assert cursor.fetchall() == [(1, "CONFIRMED", "0171"), (2, "CONFIRMED", "0171")]
+    assert Witness(subject).look(None) == []
+
+
 GAINS = {
     "his role": """INSERT INTO user_role_assignments (id, "userId", role) VALUES ('r', 'm', '{role}')""",
     "a row on the legacy side": """INSERT INTO {people} (id, name, email, "updatedAt") VALUES ('n', 'New', 'M@x.de', now())""",

@@ -120,6 +120,11 @@ def test_a_migrated_database_passes_and_its_totals_are_the_guides(check):
     assert {entry.name: (entry.expected, entry.actual) for entry in found.checks}["bookings"] == (314, 314)
 
 
+def test_the_journal_of_an_earlier_version_passes(session, check):
+    session.execute("ALTER TABLE unified_user_journal.identity_map DROP COLUMN parted")
+    check().require()
+
+
 def test_the_reference_case_by_its_numbers(cluster, reference_database):
     with contextlib.closing(Database(cluster.connect(reference_database))) as database:
         AtomicCopy(database, Options()).run()

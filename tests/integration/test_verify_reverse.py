@@ -293,6 +293,19 @@ def test_what_was_not_carried_is_not_missed_when_those_he_was_joined_with_are_go
 
 
 @pytest.mark.one_major
+def test_the_journal_of_an_earlier_version(cluster, mine, session, check):
+    session.execute("ALTER TABLE unified_user_journal.identity_map DROP COLUMN parted; UPDATE unified_user_journal.sync SET definition = 'earlier'")
+    found = check()
+    assert set(failed(found)) == {"sync"} and found.not_carried == NOT_CARRIED
+    with contextlib.closing(Database(cluster.connect(mine))) as database:
+        assert Sync(database, SyncOptions(policies=POLICIES)).install("both")
+    # Both write to the map who parted.
+    assert session.execute("DELETE FROM customers WHERE lower(email) = 'squatted@example.org'") == 1
+    assert session.execute("UPDATE studio_owners SET \"emailVerified\" = now() WHERE id = 'o-squatter'") == 1
+    assert check().require().not_carried == NOT_CARRIED
+
+
+@pytest.mark.one_major
 def test_what_was_carried_is_missed_whoever_he_was_joined_with(session, behind, check):
     owner = session.row(
         'SELECT o.id, c.id AS customer FROM studio_owners AS o JOIN customers AS c ON lower(c.email) = lower(o.email)'
